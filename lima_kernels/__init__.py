@@ -1,0 +1,3 @@
+"""Jupyter kernels in Lima VMs."""
+
+__version__ = "0.1.0"

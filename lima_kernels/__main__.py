@@ -1,0 +1,7 @@
+"""``python -m lima_kernels``."""
+
+import sys
+
+from .cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,109 @@
+"""From an environment to a lima.yaml: the image that is really there, the mounts, the provisioning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from .. import paths
+from ..errors import ImageError
+from ..lima import template
+from ..lima.limactl import Limactl
+from .certificates import host_certificates
+from .image import LocalImage, find_image
+from .provision import provision_digest, provision_script
+from .spec import Environment, ImageFiles, MountSpec
+
+# Lima takes every boot for a new cloud-init instance; without this the guest would get new host keys at each.
+_CLOUD_CONFIG = "ssh_deletekeys: false\n"
+
+
+class Plan(NamedTuple):
+    """A lima.yaml and what tells that its guest is ready."""
+
+    config: str
+    mark: template.OwnerMark
+
+
+def _local_entry(image: LocalImage) -> dict[str, Any]:
+    return {
+        "location": str(image.disk),
+        "arch": image.arch,
+        "kernel": {"location": str(image.kernel), "cmdline": image.cmdline},
+        "initrd": {"location": str(image.initrd)},
+    }
+
+
+def _given_entry(image: ImageFiles) -> dict[str, Any]:
+    """The entry for an image that the environment names by its files; they are looked at before Lima copies them."""
+    files = [image.location, *(part.location for part in (image.kernel, image.initrd) if part)]
+    for file in files:
+        if not Path(file).is_file():
+            raise ImageError(f"The image file {file} does not exist.", hint="Correct it in the environment file.")
+    with Path(image.location).open("rb") as disk:
+        head = disk.read(512)
+    # qcow2's magic number, or a filesystem or boot sector: an empty or text file is neither.
+    if not head.startswith(b"QFI\xfb") and (len(head) < 512 or (head.isascii() and head.strip(b"\0"))):
+        raise ImageError(f"The file {image.location} is not a disk image.", hint="A qcow2 or raw disk is needed.")
+    entry: dict[str, Any] = {"location": image.location}
+    if image.kernel:
+        entry["kernel"] = {"location": image.kernel.location, "cmdline": image.kernel.cmdline}
+    if image.initrd:
+        entry["initrd"] = {"location": image.initrd.location}
+    return entry
+
+
+def _mount_entry(mount: MountSpec) -> dict[str, Any]:
+    entry: dict[str, Any] = {"location": mount.location, "writable": mount.writable}
+    if mount.mount_point:
+        entry["mountPoint"] = mount.mount_point
+    return entry
+
+
+async def plan(limactl: Limactl, environment: Environment, directories: Sequence[Path]) -> Plan:
+    """Plan an instance for an environment.
+
+    :param directories: host directories that it shows, writable, at their own paths.
+    :raises ImageError: when its image is missing or damaged.
+    :raises InstanceError: when Lima does not know its template.
+    """
+    base, images, local = "", [], None
+    if isinstance(environment.image, ImageFiles):
+        images = [_given_entry(environment.image)]
+    else:
+        name = environment.image.removeprefix("template:")
+        local = find_image(name) if name == environment.image else None
+        if local is not None:
+            images = [_local_entry(local)]
+        else:
+            base = await limactl.template(name)
+    has_base = local is not None
+    mark = template.OwnerMark(
+        version=template.MARK_VERSION,
+        environment=environment.digest,
+        provisioned=provision_digest(environment, has_base=has_base),
+    )
+    scripts = [{"mode": "system", "script": provision_script(environment, has_base=has_base)}]
+    scripts += [{"mode": script.mode.value, "script": script.script} for script in environment.provision]
+    config = template.Config(
+        images=images,
+        mounts=[
+            *({"location": str(directory), "writable": True} for directory in directories),
+            *(_mount_entry(mount) for mount in environment.mounts),
+        ],
+        provision=scripts,
+        files=[
+            template.GuestFile(paths.GUEST_INSTANCE_FILE, msgspec.json.encode(mark).decode()),
+            template.GuestFile(paths.GUEST_CLOUD_CONFIG, _CLOUD_CONFIG),
+        ],
+        # Our own image has them built in.
+        ca_certificates=() if has_base else host_certificates(),
+        cpus=environment.cpus,
+        memory=environment.memory,
+        disk=environment.disk,
+        mount_type=environment.mount_type.value if environment.mount_type else None,
+    )
+    return Plan(template.render(config, base), mark)

@@ -1,0 +1,201 @@
+"""The environment file: what a VM is. Parsing is done here, at the edge; frozen structs go on from here.
+
+Field names are Lima's where Lima has them (``mountType``, ``mountPoint``).
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from ..errors import ConfigurationError, nearest
+
+_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]i?B)$")
+_ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+_APT_NAME = re.compile(r"^[a-z0-9][a-z0-9.+-]*(?::[a-z0-9]+)?(?:=[\w.+:~-]+)?$")
+_YAML_NAMES = {
+    "str": "text",
+    "int": "a number",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "nothing",
+    "bool": "true or false",
+}
+
+
+class MountType(enum.Enum):
+    """How Lima shows host directories to the guest, in Lima's words."""
+
+    NINEP = "9p"
+    VIRTIOFS = "virtiofs"
+    REVERSE_SSHFS = "reverse-sshfs"
+
+
+class ProvisionMode(enum.Enum):
+    """As whom a provision script runs: root or the guest's user."""
+
+    SYSTEM = "system"
+    USER = "user"
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    pass
+
+
+class KernelFile(_Strict, frozen=True):
+    location: str
+    cmdline: str = ""
+
+
+class InitrdFile(_Strict, frozen=True):
+    location: str
+
+
+class ImageFiles(_Strict, frozen=True):
+    """A guest image given by its files, booted directly when a kernel is given."""
+
+    location: str
+    kernel: KernelFile | None = None
+    initrd: InitrdFile | None = None
+
+
+class MountSpec(_Strict, frozen=True):
+    """One more host directory for the guest, beside the notebook's."""
+
+    location: str
+    mount_point: str = ""
+    writable: bool = False
+
+
+class ProvisionScript(_Strict, frozen=True):
+    """A script that Lima runs at every boot of the guest."""
+
+    script: str
+    mode: ProvisionMode = ProvisionMode.SYSTEM
+
+
+class Environment(_Strict, frozen=True, kw_only=True):
+    """What a VM is; the environment file's content, relative paths resolved against the file's directory.
+
+    ``image`` is the name of an image built on this host, else of a Lima template, or files. ``memory`` and ``disk``
+    are sizes such as ``4GiB``; without them, and without ``cpus``, Lima's defaults hold.
+    """
+
+    image: str | ImageFiles = "debian-12"
+    cpus: int | None = None
+    memory: str | None = None
+    disk: str | None = None
+    mount_type: MountType | None = None
+    mounts: tuple[MountSpec, ...] = ()
+    apt: tuple[str, ...] = ()
+    python: tuple[str, ...] = ()
+    provision: tuple[ProvisionScript, ...] = ()
+    env: dict[str, str] = {}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content, in hexadecimal."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+
+
+DEFAULT = Environment()
+_FIELDS = tuple(field.encode_name for field in msgspec.structs.fields(Environment))
+
+
+def _error(source: str, what: str, hint: str = "") -> ConfigurationError:
+    return ConfigurationError(f"{source}: {what}", hint=hint)
+
+
+def _explain(source: str, error: msgspec.ValidationError) -> ConfigurationError:
+    """Turn msgspec's words into a line that names the field's path."""
+    text, _, path = str(error).partition(" - at `$")
+    path = path.rstrip("`").lstrip(".")
+    unknown = re.match(r"Object contains unknown field `(.+)`", text)
+    if unknown:
+        field = f"{path}.{unknown[1]}" if path else unknown[1]
+        hint = nearest(unknown[1], _FIELDS) if not path else ""
+        return _error(source, f"unknown key {field!r}.", hint or f"Known keys: {', '.join(_FIELDS)}.")
+    return _error(source, f"{text[0].lower()}{text[1:].replace('`', '')} at {path or 'the top'}.")
+
+
+def _check(source: str, environment: Environment) -> None:
+    if environment.cpus is not None and environment.cpus < 1:
+        raise _error(source, f"cpus must be at least 1, got {environment.cpus} at cpus.")
+    for name in ("memory", "disk"):
+        value = getattr(environment, name)
+        if value is not None and not _SIZE.match(value):
+            raise _error(source, f"expected a size such as 4GiB, got {value!r} at {name}.")
+    for number, package in enumerate(environment.apt):
+        if not _APT_NAME.match(package):
+            raise _error(source, f"{package!r} is not the name of a Debian package at apt[{number}].")
+    for number, requirement in enumerate(environment.python):
+        if not requirement.strip() or requirement.lstrip().startswith("-") or "\n" in requirement:
+            raise _error(source, f"{requirement!r} is not a Python requirement at python[{number}].")
+    for name in environment.env:
+        if not _ENV_NAME.match(name):
+            raise _error(source, f"{name!r} is not the name of an environment variable at env.")
+
+
+def _absolute(location: str, base: Path) -> str:
+    expanded = Path(os.path.expandvars(os.path.expanduser(location)))
+    return str(expanded if expanded.is_absolute() else (base / expanded).resolve())
+
+
+def _resolve(environment: Environment, base: Path) -> Environment:
+    """Make every path of the host absolute."""
+    image = environment.image
+    if isinstance(image, ImageFiles):
+        image = ImageFiles(
+            _absolute(image.location, base),
+            image.kernel and KernelFile(_absolute(image.kernel.location, base), image.kernel.cmdline),
+            image.initrd and InitrdFile(_absolute(image.initrd.location, base)),
+        )
+    mounts = tuple(
+        MountSpec(_absolute(mount.location, base), mount.mount_point, mount.writable) for mount in environment.mounts
+    )
+    return msgspec.structs.replace(environment, image=image, mounts=mounts)
+
+
+def parse(text: str, *, source: str, base: Path) -> Environment:
+    """Parse an environment file's text.
+
+    :param source: how messages name it.
+    :param base: the directory that relative paths start from.
+    :raises ConfigurationError: one line that says what is wrong and where.
+    """
+    try:
+        value: Any = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise _error(f"{source}{where}", f"not YAML: {getattr(error, 'problem', None) or error}.") from error
+    if value is None:
+        value = {}
+    if not isinstance(value, dict):
+        raise _error(source, f"expected keys such as {', '.join(_FIELDS[:4])}, got {type(value).__name__}.")
+    try:
+        environment = msgspec.convert(value, Environment)
+    except msgspec.ValidationError as error:
+        raise _explain(source, error) from error
+    _check(source, environment)
+    return _resolve(environment, base)
+
+
+def load(path: Path) -> Environment:
+    """Read and parse an environment file.
+
+    :raises ConfigurationError: when it cannot be read, or says what cannot be obeyed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigurationError(f"The environment file {path} cannot be read: {reason}.") from error
+    return parse(text, source=str(path), base=path.resolve().parent)

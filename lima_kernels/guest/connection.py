@@ -1,0 +1,253 @@
+"""One SSH connection to a guest; the one place that knows asyncssh."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import asyncssh
+import msgspec
+
+from ..errors import ConnectionFailed, GuestError, HostKeyChanged
+
+# As Lima itself prefers: AES in hardware, and the fastest of all in an emulated guest.
+CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes128-ctr")
+# A port that QEMU forwards accepts at once, long before the guest does: only the banner tells that sshd is there.
+BANNER_TIMEOUT = 3.0
+RETRY_INTERVAL = 0.2
+LOGIN_TIMEOUT = 60.0
+# Between sshd's start and the user's creation lies little; a refusal that lasts longer is meant.
+REFUSAL_LIMIT = 60.0
+KEEPALIVE_INTERVAL = 15
+KEEPALIVE_COUNT = 8
+
+
+class Endpoint(NamedTuple):
+    """Where and as whom to log in to a guest."""
+
+    host: str
+    port: int
+    user: str
+    identity: Path
+
+
+class PinnedKey(msgspec.Struct, frozen=True):
+    """A guest's host key as first seen; ``boot`` limits it to one boot where the guest makes new keys each time."""
+
+    key: str
+    boot: str = ""
+
+
+class KeyStore:
+    """The pinned host key of one instance, in a 0600 file.
+
+    :param boot: names the present boot when a pin holds for one boot only; empty when it holds for the instance's life.
+    """
+
+    def __init__(self, file: Path, boot: str = "") -> None:
+        self._file = file
+        self._boot = boot
+
+    def pinned(self) -> str | None:
+        """Return the pinned key in OpenSSH's format, or None before first contact."""
+        try:
+            found = msgspec.json.decode(self._file.read_bytes(), type=PinnedKey)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError) as error:
+            raise HostKeyChanged(
+                f"The pinned host key in {self._file} cannot be read: {error}.",
+                hint="If you trust the VM, remove the file and try again.",
+            ) from error
+        return found.key if found.boot == self._boot else None
+
+    def pin(self, key: str) -> None:
+        """Keep the key of the first contact."""
+        data = msgspec.json.encode(PinnedKey(key, self._boot))
+        fd, name = tempfile.mkstemp(dir=self._file.parent, prefix=self._file.name)
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+        os.replace(name, self._file)
+
+    def refuse(self) -> HostKeyChanged:
+        return HostKeyChanged(
+            "The VM shows another SSH host key than at first contact; the connection was refused.",
+            hint=f"If you made the VM anew or changed its key, remove {self._file} and try again.",
+        )
+
+
+class _Client(asyncssh.SSHClient):
+    """Accepts the pinned key only, or any at first contact."""
+
+    def __init__(self, pinned: str | None) -> None:
+        self._pinned = pinned
+
+    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
+        return self._pinned is None or _openssh(key) == self._pinned
+
+
+def _openssh(key: asyncssh.SSHKey) -> str:
+    return " ".join(key.export_public_key("openssh").decode().split()[:2])
+
+
+@contextlib.contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn what asyncssh raises into our errors: ChannelListenError is no ``asyncssh.Error``, forwards: OSError."""
+    try:
+        yield
+    except (asyncssh.Error, asyncssh.ChannelListenError, OSError) as error:
+        reason = getattr(error, "reason", "") or str(error) or type(error).__name__
+        raise ConnectionFailed(f"{what} failed: {reason}.") from error
+
+
+class Result(NamedTuple):
+    """What a command in the guest said."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Connection:
+    """An open connection to a guest.
+
+    Made by :func:`open_connection`; ``closed`` is set when it ends, whoever ended it.
+    """
+
+    def __init__(self, ssh: asyncssh.SSHClientConnection) -> None:
+        self._ssh = ssh
+        self.closed = asyncio.Event()
+        self._watcher = asyncio.ensure_future(self._watch())
+
+    async def _watch(self) -> None:
+        try:
+            await self._ssh.wait_closed()
+        finally:
+            self.closed.set()
+
+    async def run(self, command: str, *, stdin: str = "", timeout: float) -> Result:
+        """Run a shell command in the guest to its end.
+
+        :param timeout: seconds.
+        :raises GuestError: when it does not end in time.
+        :raises ConnectionFailed: when the connection does not hold.
+        """
+        with translated("Running a command in the guest"):
+            try:
+                done = await self._ssh.run(command, input=stdin, timeout=timeout, encoding="utf-8", errors="replace")
+            except asyncssh.TimeoutError as error:
+                raise GuestError(f"A command in the guest did not end within {timeout:.0f} s.") from error
+        return Result(done.returncode or 0, str(done.stdout or ""), str(done.stderr or ""))
+
+    @contextlib.asynccontextmanager
+    async def lines(self, command: str, *, stdin: str) -> AsyncIterator[AsyncIterator[str]]:
+        """Run a shell command in the guest and hand out its output line by line."""
+        with translated("Running a command in the guest"):
+            async with self._ssh.create_process(command, encoding="utf-8", errors="replace") as running:
+                running.stdin.write(stdin)
+                running.stdin.write_eof()
+                yield aiter(running.stdout)
+
+    async def open_unix(self, path: str) -> tuple[asyncssh.SSHReader[str], asyncssh.SSHWriter[str]]:
+        """Open a stream to a unix socket in the guest.
+
+        :raises ConnectionFailed: when nobody listens there.
+        """
+        with translated(f"Connecting to {path} in the guest"):
+            return await self._ssh.open_unix_connection(path, encoding="utf-8", errors="replace")
+
+    async def forward_path(self, host_path: Path, guest_path: str) -> asyncssh.SSHListener:
+        """Listen on a unix socket of the host for a unix socket of the guest."""
+        with translated(f"Forwarding {host_path}"):
+            return await self._ssh.forward_local_path(str(host_path), guest_path)
+
+    async def forward_port(self, port: int, guest_path: str) -> asyncssh.SSHListener:
+        """Listen on a loopback port of the host, any free one for 0, for a unix socket of the guest."""
+        with translated(f"Forwarding a port to {guest_path}"):
+            return await self._ssh.forward_local_port_to_path("127.0.0.1", port, guest_path)
+
+    async def close(self) -> None:
+        """Close the connection; may be called twice."""
+        self._ssh.close()
+        await self._watcher
+
+
+async def _banner(endpoint: Endpoint) -> bool:
+    """Tell whether sshd answers at the endpoint."""
+    writer = None
+    try:
+        async with asyncio.timeout(BANNER_TIMEOUT):
+            reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
+            return (await reader.readexactly(4)) == b"SSH-"
+    except (OSError, TimeoutError, asyncio.IncompleteReadError):
+        return False
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+async def open_connection(endpoint: Endpoint, keys: KeyStore) -> Connection:
+    """Log in to a guest whose sshd answers; pins its host key at first contact.
+
+    :raises HostKeyChanged: when it shows another key than the pinned one.
+    :raises ConnectionFailed: when it cannot be reached or refuses us.
+    """
+    pinned = keys.pinned()
+    with translated(f"SSH to {endpoint.user}@{endpoint.host}:{endpoint.port}"):
+        try:
+            ssh = await asyncssh.connect(
+                endpoint.host,
+                endpoint.port,
+                username=endpoint.user,
+                client_keys=[str(endpoint.identity)],
+                client_factory=lambda: _Client(pinned),
+                # Nothing is known but what our own validation says; no file or agent of the user is asked.
+                known_hosts=([], [], []),
+                config=None,
+                agent_path=None,
+                password_auth=False,
+                kbdint_auth=False,
+                gss_auth=False,
+                encryption_algs=CIPHERS,
+                login_timeout=LOGIN_TIMEOUT,
+                keepalive_interval=KEEPALIVE_INTERVAL,
+                keepalive_count_max=KEEPALIVE_COUNT,
+            )
+        except asyncssh.HostKeyNotVerifiable as error:
+            raise keys.refuse() from error
+    if pinned is None:
+        key = ssh.get_server_host_key()
+        assert key is not None
+        keys.pin(_openssh(key))
+    return Connection(ssh)
+
+
+async def wait_for_connection(endpoint: Endpoint, keys: KeyStore, on_banner: Callable[[], None]) -> Connection:
+    """Log in as soon as the guest lets us; tries for as long as it is not cancelled.
+
+    :param on_banner: called when sshd answers for the first time.
+    :raises HostKeyChanged: at once.
+    :raises ConnectionFailed: when sshd refuses us for longer than a booting guest would.
+    """
+    refused_since: float | None = None
+    clock = asyncio.get_running_loop().time
+    while True:
+        if await _banner(endpoint):
+            on_banner()
+            try:
+                return await open_connection(endpoint, keys)
+            except HostKeyChanged:
+                raise
+            except ConnectionFailed as error:
+                refused_since = refused_since or clock()
+                if clock() - refused_since > REFUSAL_LIMIT:
+                    raise ConnectionFailed(
+                        error.message,
+                        hint=f"Does the VM's user accept the key {endpoint.identity}? Try: limactl shell NAME true",
+                    ) from error
+        await asyncio.sleep(RETRY_INTERVAL)

@@ -1,0 +1,129 @@
+"""Write, list and remove the kernel specs that start kernels in Lima VMs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+from .environment import spec
+from .errors import ConfigurationError, HostError, nearest
+
+PROVISIONER = "lima-provisioner"
+DEFAULT_NAME = "lima"
+DEFAULT_DISPLAY_NAME = "Linux (Lima)"
+_INSTANCE_NAME = re.compile(r"^[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*$")
+_LOGOS = ("logo-32x32.png", "logo-64x64.png", "logo-svg.svg")
+
+
+class Request(NamedTuple):
+    """What a kernel spec is to say; ``config`` is the provisioner's, as in kernel.json."""
+
+    name: str
+    display_name: str
+    config: dict[str, Any]
+
+
+class Installed(NamedTuple):
+    """A kernel spec of ours that Jupyter finds."""
+
+    name: str
+    display_name: str
+    directory: Path
+    config: dict[str, Any]
+
+
+def make_request(
+    name: str, display_name: str, *, environment: Path | None, instance: str | None, attach: bool
+) -> Request:
+    """Check what a user asked for and return the kernel spec's content.
+
+    :raises ConfigurationError: when a name cannot be used, or the environment file cannot be obeyed.
+    """
+    if not re.match(r"^[a-z0-9._-]+$", name, re.IGNORECASE):
+        raise ConfigurationError(
+            f"{name!r} cannot be a kernel spec's name.", hint="Use letters, digits, '.', '_' and '-' only."
+        )
+    chosen = instance or (f"lima-kernels-{name}" if environment else "lima-kernels")
+    if not _INSTANCE_NAME.match(chosen):
+        raise ConfigurationError(
+            f"{chosen!r} cannot be a Lima instance's name.",
+            hint="Use letters and digits, with '.', '_' or '-' between.",
+        )
+    config: dict[str, Any] = {"instance": chosen}
+    if environment is not None:
+        spec.load(environment)
+        config["environment"] = str(environment.resolve())
+    if attach:
+        config["attach"] = True
+    return Request(name, display_name, config)
+
+
+def _document(request: Request) -> dict[str, Any]:
+    return {
+        "argv": ["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": request.display_name,
+        "language": "python",
+        "interrupt_mode": "signal",
+        "metadata": {
+            "debugger": True,
+            "supported_encryption": "curve",
+            "kernel_provisioner": {"provisioner_name": PROVISIONER, "config": request.config},
+        },
+    }
+
+
+def write(request: Request, *, user: bool, prefix: str | None) -> Path:
+    """Install a kernel spec and return its directory; one of that name is replaced.
+
+    :param user: install for this user only; else below ``prefix``, or for all users when that is None.
+    :raises HostError: when the directory cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        directory = Path(work)
+        directory.chmod(0o755)
+        (directory / "kernel.json").write_text(json.dumps(_document(request), indent=2) + "\n")
+        for logo in _LOGOS:
+            (directory / logo).write_bytes(files(__package__).joinpath("resources", logo).read_bytes())
+        try:
+            target = KernelSpecManager().install_kernel_spec(
+                str(directory), kernel_name=request.name, user=user, prefix=prefix
+            )
+        except OSError as error:
+            raise HostError(
+                f"The kernel spec could not be written: {error}.", hint="Try --user, or --prefix DIRECTORY."
+            ) from error
+    return Path(target)
+
+
+def installed() -> list[Installed]:
+    """Return our kernel specs, whether or not their provisioner can be loaded."""
+    found = []
+    manager = KernelSpecManager()
+    for name, directory in sorted(manager.find_kernel_specs().items()):
+        try:
+            stanza = manager.get_kernel_spec(name).metadata.get("kernel_provisioner", {})
+            display_name = manager.get_kernel_spec(name).display_name
+        except (NoSuchKernel, ValueError, OSError):
+            continue
+        if stanza.get("provisioner_name") == PROVISIONER:
+            found.append(Installed(name, display_name, Path(directory), stanza.get("config", {})))
+    return found
+
+
+def remove(name: str) -> Path:
+    """Remove a kernel spec of ours and return where it was; VMs stay.
+
+    :raises ConfigurationError: when there is none of that name.
+    """
+    ours = {found.name: found for found in installed()}
+    if name not in ours:
+        raise ConfigurationError(f"There is no kernel spec {name!r} of ours.", hint=nearest(name, list(ours)))
+    shutil.rmtree(ours[name].directory)
+    return ours[name].directory

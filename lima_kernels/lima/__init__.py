@@ -1,0 +1,1 @@
+"""Lima as seen from the host; knows nothing of Jupyter."""

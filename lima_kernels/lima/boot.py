@@ -1,0 +1,92 @@
+"""One `limactl start` that is under way: its SSH port as soon as it is known, its end, and what it said."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections import deque
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from ..errors import InstanceError
+from .limactl import Limactl
+from .models import decode_log_line
+
+_SSH_PORT = re.compile(r"^SSH Local Port: (\d+)$")
+LOG_TAIL = 20
+# No more of a serial log is read than this many bytes from its end.
+_SERIAL_TAIL = 16 * 1024
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def serial_tail(files: list[Path], lines: int = LOG_TAIL) -> list[str]:
+    """Return the last lines that a VM wrote to its serial console, without control sequences."""
+    for file in files:
+        try:
+            with file.open("rb") as opened:
+                opened.seek(max(0, file.stat().st_size - _SERIAL_TAIL))
+                text = opened.read().decode(errors="replace")
+        except OSError:
+            continue
+        clean = [line for raw in text.splitlines() if (line := _CONTROL.sub("", raw).strip())]
+        if clean:
+            return clean[-lines:]
+    return []
+
+
+class Boot:
+    """A boot that `limactl start` watches over; made by :func:`booting`.
+
+    ``ssh_port`` is known when the host agent runs, long before the guest answers. ``finished`` ends when Lima calls the
+    instance ready, with an InstanceError when it failed.
+    """
+
+    def __init__(self) -> None:
+        self.ssh_port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def watch(self, limactl: Limactl, name: str, timeout: float) -> None:
+        """Run `limactl start` to its end; an end by cancellation leaves the VM itself booting."""
+        tail: deque[str] = deque(maxlen=LOG_TAIL)
+        error = InstanceError(f"Starting the VM {name!r} was given up.")
+        try:
+            async with limactl.start(name, timeout=timeout) as running:
+                async for raw in running.lines():
+                    line = decode_log_line(raw)
+                    tail.append(line.msg)
+                    if (found := _SSH_PORT.match(line.msg)) and not self.ssh_port.done():
+                        self.ssh_port.set_result(int(found[1]))
+                code = await running.wait()
+            if code:
+                said = next((line for line in reversed(tail) if line), "nothing")
+                error = InstanceError(
+                    f"The VM {name!r} did not start: limactl start ended with exit code {code}: {said}",
+                    hint=f"Look at it by hand: limactl start {name}",
+                    context=tuple(tail),
+                )
+            else:
+                self.finished.set_result(None)
+        except OSError as failure:
+            error = InstanceError(f"limactl start {name} could not be run: {failure}.")
+        finally:
+            for future in (self.ssh_port, self.finished):
+                if not future.done():
+                    future.set_exception(error)
+                    # Whoever waits gets it; when nobody does any more it is no news.
+                    future.exception()
+
+
+@contextlib.asynccontextmanager
+async def booting(limactl: Limactl, name: str, *, timeout: float) -> AsyncIterator[Boot]:
+    """Start an instance; `limactl start` is ended with the block, the VM goes on.
+
+    :param timeout: seconds that Lima gives the instance to be ready.
+    """
+    boot = Boot()
+    task = asyncio.ensure_future(boot.watch(limactl, name, timeout))
+    try:
+        yield boot
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

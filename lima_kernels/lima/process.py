@@ -1,0 +1,112 @@
+"""Run or stream one subprocess; a cancelled caller leaves no process behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+# How long a process that was asked to end may take before it is killed, in seconds.
+GRACE = 5.0
+# One line of limactl's JSON holds a whole instance with its config: asyncio's 64 KiB would not do.
+LINE_LIMIT = 16 * 1024 * 1024
+
+
+class Completed(NamedTuple):
+    """What a finished process said."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """TERM, a grace period, KILL; returns when the process is reaped, also when cancelled meanwhile."""
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        await asyncio.wait_for(asyncio.shield(process.wait()), GRACE)
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+    except asyncio.CancelledError:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        raise
+
+
+async def run(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    stdin: str = "",
+    cwd: Path | None = None,
+    timeout: float | None = None,
+) -> Completed:
+    """Run a process to its end and return what it printed.
+
+    :param timeout: seconds; the process is ended when they have passed.
+    :raises TimeoutError: when the time limit is reached.
+    :raises OSError: when the program cannot be started.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=env,
+        cwd=cwd,
+        start_new_session=True,
+    )
+    try:
+        out, err = await asyncio.wait_for(process.communicate(stdin.encode()), timeout)
+    finally:
+        await _end(process)
+    assert process.returncode is not None
+    return Completed(tuple(argv), process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
+
+
+class Stream:
+    """A running process whose merged output is read line by line."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def lines(self) -> AsyncIterator[str]:
+        """Yield each line of the merged stdout and stderr, without its newline, until the output ends."""
+        assert self._process.stdout is not None
+        async for raw in self._process.stdout:
+            yield raw.decode(errors="replace").rstrip("\r\n")
+
+    async def wait(self) -> int:
+        """Wait for the process's end and return its exit code."""
+        return await self._process.wait()
+
+
+@contextlib.asynccontextmanager
+async def stream(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> AsyncIterator[Stream]:
+    """Start a process, hand out its output as it comes, and end it when the block is left.
+
+    :raises OSError: when the program cannot be started.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=env,
+        limit=LINE_LIMIT,
+        start_new_session=True,
+    )
+    try:
+        yield Stream(process)
+    finally:
+        await _end(process)

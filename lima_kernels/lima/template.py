@@ -1,0 +1,87 @@
+"""The lima.yaml of one of our instances."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import yaml
+
+from .models import Instance
+
+# Where debuggers and other helpers of a kernel listen when they take any free port: never forwarded to the host,
+# where every local user could reach them. Lima's forwarding of ports that a user chose stays.
+EPHEMERAL_PORTS = (32768, 65535)
+
+
+class OwnerMark(msgspec.Struct, frozen=True):
+    """What tells an instance of ours from others; written into its lima.yaml, so it is there from the beginning.
+
+    ``provisioned`` is the digest that the guest leaves when it is ready for kernels.
+    """
+
+    version: int
+    environment: str
+    provisioned: str
+
+
+MARK_VERSION = 1
+
+
+class GuestFile(NamedTuple):
+    """A file that Lima writes in the guest at every boot."""
+
+    path: str
+    content: str
+
+
+class Config(NamedTuple):
+    """What of a lima.yaml is ours to say; sizes as Lima writes them, such as ``4GiB``."""
+
+    images: Sequence[dict[str, Any]]
+    mounts: Sequence[dict[str, Any]]
+    provision: Sequence[dict[str, str]]
+    files: Sequence[GuestFile]
+    ca_certificates: Sequence[str] = ()
+    cpus: int | None = None
+    memory: str | None = None
+    disk: str | None = None
+    mount_type: str | None = None
+
+
+def render(config: Config, base: str = "") -> str:
+    """Return a lima.yaml.
+
+    :param base: a template with everything embedded; its images serve when the config has none, its mounts are dropped:
+        only what was asked for is shown to the guest.
+    """
+    document: dict[str, Any] = yaml.safe_load(base) if base else {}
+    document["mounts"] = list(config.mounts)
+    if config.images:
+        document["images"] = list(config.images)
+    sizes = {"cpus": config.cpus, "memory": config.memory, "disk": config.disk, "mountType": config.mount_type}
+    document.update({key: value for key, value in sizes.items() if value is not None})
+    document.setdefault("containerd", {"system": False, "user": False})
+    document["ssh"] = {**document.get("ssh", {}), "loadDotSSHPubKeys": False, "forwardAgent": False}
+    ignored = [{"guestPortRange": list(EPHEMERAL_PORTS), "proto": proto, "ignore": True} for proto in ("tcp", "udp")]
+    document["portForwards"] = [*document.get("portForwards", []), *ignored]
+    files = [{"mode": "data", "path": file.path, "content": file.content} for file in config.files]
+    document["provision"] = [*document.get("provision", []), *files, *config.provision]
+    if config.ca_certificates:
+        document["caCerts"] = {"certs": list(config.ca_certificates)}
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def owner_mark(instance: Instance, path: str) -> OwnerMark | None:
+    """Return the mark in an instance's config, or None when the instance is not ours.
+
+    :param path: the marked file's path in the guest.
+    """
+    for entry in instance.config.provision:
+        if entry.path == path:
+            try:
+                return msgspec.json.decode(entry.content, type=OwnerMark)
+            except msgspec.DecodeError:
+                return None
+    return None

@@ -1,0 +1,102 @@
+"""Every file and directory of ours, on the host and in the guest, named once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from jupyter_core.paths import jupyter_data_dir, jupyter_runtime_dir
+
+from .errors import HostError
+
+# A unix socket's path, without the closing NUL: sun_path is 104 bytes on macOS and the BSDs, 108 on Linux.
+UNIX_PATH_MAX_HOST = 103 if sys.platform == "darwin" else 107
+UNIX_PATH_MAX_GUEST = 107
+
+# The guest's side. The environment is ours to make and the guest user's to change (`%pip install` works).
+GUEST_PREFIX = "/opt/lima-kernels"
+GUEST_VENV = f"{GUEST_PREFIX}/venv"
+GUEST_PYTHON = f"{GUEST_VENV}/bin/python"
+# Holds the digest of what was provisioned last; what a fresh image of ours holds is named instead.
+GUEST_PROVISIONED = f"{GUEST_PREFIX}/provisioned"
+GUEST_PROVISIONED_BY_IMAGE = "image"
+# Why this boot's provisioning failed, in words; /run forgets it at the next boot.
+GUEST_PROVISION_FAILED = "/run/lima-kernels-failed"
+GUEST_INSTANCE_FILE = "/etc/lima-kernels/instance.json"
+GUEST_CLOUD_CONFIG = "/etc/cloud/cloud.cfg.d/90-lima-kernels.cfg"
+# Below the guest user's own home, not /tmp or /run/user: nobody else can squat on it, it needs no root, and it
+# outlives the login session that an SSH connection is.
+GUEST_STATE = ".lima-kernels"
+
+# Lima's own names.
+LIMA_SSH_READY = "/run/lima-ssh-ready"
+LIMA_BOOT_DONE = "/run/lima-boot-done"
+
+
+def private_directory(path: Path) -> Path:
+    """Make a directory, and its missing parents, that only this user can enter."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.chmod(0o700)
+    return path
+
+
+def data_directory() -> Path:
+    """Images, locks and records that outlive a process: ``<jupyter data dir>/lima-kernels``."""
+    return private_directory(Path(jupyter_data_dir()) / "lima-kernels")
+
+
+def images_directory() -> Path:
+    return data_directory() / "images"
+
+
+def lock_file(instance: str) -> Path:
+    return private_directory(data_directory() / "locks") / f"{instance}.lock"
+
+
+def lima_home() -> Path:
+    """Where Lima keeps its instances: ``$LIMA_HOME`` or ``~/.lima``."""
+    return Path(os.environ.get("LIMA_HOME") or Path.home() / ".lima")
+
+
+def identity_file() -> Path:
+    """The private key that Lima puts into every guest."""
+    return lima_home() / "_config" / "user"
+
+
+def pinned_key_file(instance_directory: Path) -> Path:
+    """The guest's host key as first seen; it lies in the instance's directory so that it dies with the instance."""
+    return instance_directory / "lima-kernels-host-key.json"
+
+
+def serial_logs(instance_directory: Path) -> list[Path]:
+    return [instance_directory / name for name in ("serial.log", "serialp.log", "serialv.log")]
+
+
+def hostagent_log(instance_directory: Path) -> Path:
+    return instance_directory / "ha.stderr.log"
+
+
+def socket_directory(kernel_id: str) -> Path:
+    """Make the 0700 directory of one kernel's sockets on the host; short enough for a unix socket in it.
+
+    :raises HostError: when even the temporary directory's path is too long.
+    """
+    name = hashlib.sha256(kernel_id.encode()).hexdigest()[:12]
+    candidates = [Path(jupyter_runtime_dir()) / "lima", Path(tempfile.gettempdir()) / f"lima-kernels-{os.getuid()}"]
+    for parent in candidates:
+        path = parent / name
+        if len(os.fsencode(path)) + len("/c-5") > UNIX_PATH_MAX_HOST:
+            continue
+        private_directory(parent)
+        if parent.stat().st_uid != os.getuid():
+            raise HostError(
+                f"The directory {parent} belongs to another user.", hint="Set TMPDIR to a directory of your own."
+            )
+        return private_directory(path)
+    raise HostError(
+        f"The path {candidates[0] / name} is too long for a unix socket: at most {UNIX_PATH_MAX_HOST - 4} bytes.",
+        hint="Set JUPYTER_RUNTIME_DIR to a shorter path, or use the transport 'tcp'.",
+    )

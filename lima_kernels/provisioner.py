@@ -1,0 +1,225 @@
+"""The adapter between jupyter_client and our sessions: no logic of its own beyond translation."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, cast
+
+import zmq
+from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
+from traitlets import Bool, CaselessStrEnum, Float, List, TraitError, Unicode
+
+from .environment import spec
+from .errors import ConfigurationError, LimaKernelsError, nearest
+from .guest.forwards import Transport
+from .guest.mounts import check_directory, directory_to_share
+from .runtime import runtime
+from .session import Launch, Session, open_session
+from .vm import Wish
+
+DEFAULT_INSTANCE = "lima-kernels"
+# An emulated guest takes its time to end Python.
+SHUTDOWN_WAIT = 10.0
+
+
+class LimaProvisioner(KernelProvisionerBase):
+    """Starts kernels in a Lima VM.
+
+    Its traits are the keys of ``metadata.kernel_provisioner.config`` in kernel.json, and can be set in Jupyter's config
+    files as ``c.LimaProvisioner.…``.
+    """
+
+    instance = Unicode(DEFAULT_INSTANCE, config=True, help="The Lima instance; made when it is missing.")
+    environment = Unicode(
+        "", config=True, help="The environment file that says what the VM is; a built-in default when empty."
+    )
+    attach = Bool(
+        False, config=True, help="Use an instance that lima-kernels did not make; it is never created or changed."
+    )
+    transport = CaselessStrEnum(
+        [member.value for member in Transport],
+        default_value=Transport.IPC.value,
+        config=True,
+        help="What clients connect to on this host: unix sockets (ipc) or loopback ports (tcp).",
+    )
+    mount = Bool(True, config=True, help="Show the notebook's directory to the VM, at the same path and writable.")
+    create_timeout = Float(3600.0, config=True, help="Seconds until a missing VM exists: its image may be downloaded.")
+    boot_timeout = Float(600.0, config=True, help="Seconds until the guest is ready; emulation is slow.")
+    kernel_timeout = Float(120.0, config=True, help="Seconds for the kernel itself once the guest is ready.")
+    environment_variables = List(
+        Unicode(),
+        default_value=["TZ", "JPY_SESSION_NAME"],
+        config=True,
+        help="Variables of the Jupyter server that kernels get, as names or patterns; all others stay on this host.",
+    )
+
+    def __init__(self, **kwargs: Any) -> None:
+        known = self.class_trait_names(config=True)
+        for name in kwargs:
+            if name not in (*known, "kernel_id", "kernel_spec", "parent", "config", "log"):
+                raise ConfigurationError(
+                    f"The kernel spec's config has an unknown key {name!r}.",
+                    hint=nearest(name, known) or f"Known keys: {', '.join(sorted(known))}.",
+                )
+        try:
+            super().__init__(**kwargs)
+        except TraitError as error:
+            raise ConfigurationError(f"The kernel spec's config is wrong: {error}") from error
+        self.connection_info = {}
+        self._session: Session | None = None
+
+    # What the manager asks all the time; served from what is known here.
+
+    @property
+    def has_process(self) -> bool:
+        return self._session is not None
+
+    async def poll(self) -> int | None:
+        if self._session is None:
+            return 0
+        return None if self._session.exit is None else self._session.exit.code
+
+    async def wait(self) -> int | None:
+        session = self._session
+        if session is None:
+            return 0
+        code = await runtime().run(session.wait())
+        await self._close()
+        return code
+
+    # Starting
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        """Work out what the kernel gets: arguments, variables, directory."""
+        # The provisioner is used again for a restart.
+        await self._close()
+        extra = list(kwargs.pop("extra_arguments", None) or [])
+        kwargs = await super().pre_launch(cmd=self._arguments() + extra, **kwargs)
+        named = self.kernel_spec.env if self.kernel_spec else {}
+        kwargs["env"] = {
+            name: value
+            for name, value in kwargs["env"].items()
+            if name in named or any(fnmatchcase(name, pattern) for pattern in self.environment_variables)
+        }
+        return kwargs
+
+    def _arguments(self) -> list[str]:
+        """The arguments that the kernel spec has for ipykernel beyond the connection file."""
+        argv = list(self.kernel_spec.argv)
+        if not any("ipykernel" in part for part in argv) or "{connection_file}" not in argv:
+            raise ConfigurationError(
+                f"The kernel spec's argv {argv} does not start ipykernel.",
+                hint="Write the spec anew: lima-kernels install",
+            )
+        return argv[argv.index("{connection_file}") + 1 :]
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+        cwd = Path(os.path.abspath(kwargs.get("cwd") or Path.cwd()))
+        environment = spec.load(Path(self.environment)) if self.environment else spec.DEFAULT
+        wish = Wish(
+            environment=environment,
+            attach=self.attach,
+            directory=self._directory(cwd, environment) if self.mount else None,
+            create_timeout=self.create_timeout,
+            boot_timeout=self.boot_timeout,
+        )
+        manager: Any = self.parent
+        launch = Launch(
+            kernel_id=self.kernel_id,
+            cwd=cwd,
+            env={**environment.env, **kwargs["env"]},
+            arguments=cmd,
+            transport=Transport(self.transport),
+            key=manager.session.key.decode(),
+            signature_scheme=manager.session.signature_scheme,
+            kernel_name=manager.kernel_name,
+            curve=self._curve_keys(),
+            timeout=self.kernel_timeout,
+        )
+        self._session = await runtime().run(self._open(wish, launch))
+        return self._connection_info(launch)
+
+    def _directory(self, cwd: Path, environment: spec.Environment) -> Path:
+        """The directory to show; one that the environment file lists itself needs nothing more."""
+        for mount in environment.mounts:
+            if mount.writable and not mount.mount_point and cwd.is_relative_to(mount.location):
+                check_directory(cwd)
+                return Path(mount.location)
+        return directory_to_share(cwd, self._server_root())
+
+    def _server_root(self) -> Path | None:
+        """The root of the Jupyter server whose kernel manager's manager we are below; None outside a server."""
+        root = getattr(getattr(self.parent, "parent", None), "root_dir", None)
+        return Path(root) if isinstance(root, str) and root else None
+
+    async def _open(self, wish: Wish, launch: Launch) -> Session:
+        return await open_session(runtime().vm(self.instance), wish, launch)
+
+    def _curve_keys(self) -> dict[str, str]:
+        """The manager's CurveZMQ keys where it wants encryption: made here, used by kernel and clients, end to end."""
+        manager: Any = self.parent
+        policy = getattr(manager, "transport_encryption", "disabled")
+        supported = policy == "required" or (policy == "auto" and manager._kernel_supports_curve_encryption())
+        if policy == "disabled" or not supported:
+            return {}
+        if manager.curve_publickey is None:
+            manager.curve_publickey, manager.curve_secretkey = zmq.curve_keypair()
+        return {
+            "curve_publickey": manager.curve_publickey.decode(),
+            "curve_secretkey": manager.curve_secretkey.decode(),
+        }
+
+    def _connection_info(self, launch: Launch) -> KernelConnectionInfo:
+        """The connection file's content as the manager compares it: the key is bytes, the curve keys are text."""
+        assert self._session is not None
+        address = self._session.address
+        assert address is not None
+        info: dict[str, Any] = {
+            "transport": address.transport.value,
+            "ip": address.ip,
+            **address.ports,
+            "key": launch.key.encode(),
+            "signature_scheme": launch.signature_scheme,
+            "kernel_name": launch.kernel_name,
+            **launch.curve,
+        }
+        self.connection_info = cast(KernelConnectionInfo, info)
+        return self.connection_info
+
+    # Ending. Nothing in the manager puts a limit on these, and an interrupt that raises would stop its shutdown.
+
+    async def send_signal(self, signum: int) -> None:
+        if self._session is not None:
+            try:
+                await runtime().run(self._session.signal(signum))
+            except LimaKernelsError as error:
+                self.log.warning("Signal %d did not reach the kernel: %s", signum, error)
+
+    async def kill(self, restart: bool = False) -> None:
+        await self.send_signal(9)
+
+    async def terminate(self, restart: bool = False) -> None:
+        await self.send_signal(15)
+
+    async def cleanup(self, restart: bool = False) -> None:
+        await self._close()
+
+    async def _close(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await asyncio.shield(runtime().run(session.close()))
+
+    def get_shutdown_wait_time(self, recommended: float = 5.0) -> float:
+        return max(recommended, SHUTDOWN_WAIT)
+
+    async def get_provisioner_info(self) -> dict[str, Any]:
+        info = await super().get_provisioner_info()
+        # The base class leaves the key as bytes, which is no JSON.
+        connection = {**info["connection_info"]}
+        if isinstance(key := connection.get("key"), bytes):
+            connection["key"] = key.decode()
+        return {**info, "connection_info": connection, "instance": self.instance}
