@@ -159,7 +159,7 @@ class VM:
         if not wish.attach and template.owner_mark(instance, paths.GUEST_INSTANCE_FILE) is None:
             raise InstanceError(
                 f"The name {self.name!r} is taken by a VM that lima-kernels did not make.",
-                hint=f"To use it all the same: lima-kernels install --attach {self.name}; or choose another --instance"
+                hint=f"To use it all the same: lima-kernels install --attach {self.name}; or choose another --instance",
             )
         await self._show(instance, wish)
         return instance

@@ -14,13 +14,13 @@ from .spec import Environment
 BASE_REQUIREMENTS = ("ipykernel>=6.29", "ipywidgets", "psutil")
 
 _SCRIPT = r"""#!/bin/bash
-# Written by lima-kernels.
+# Written by lima-kernels. Lima puts the guest user's id in.
 set -eu
 venv={venv}
 mkdir -p {prefix}
 if [ "$(cat {provisioned} 2>/dev/null)" = {digest} ]; then
   # An image may have been built for another user id.
-  [ "$(stat -c %u "$venv")" = "$LIMA_CIDATA_UID" ] || chown -R "$LIMA_CIDATA_UID" "$venv"
+  [ "$(stat -c %u "$venv")" = "{{{{.UID}}}}" ] || chown -R "{{{{.UID}}}}" "$venv"
   exit 0
 fi
 rm -f {provisioned} {failed}
@@ -41,7 +41,7 @@ requirements=({requirements})
 if [ ${{#requirements[@]}} -gt 0 ]; then
   PIP_ROOT_USER_ACTION=ignore "$venv/bin/pip" install --disable-pip-version-check "${{requirements[@]}}"
 fi
-chown -R "$LIMA_CIDATA_UID" "$venv"
+chown -R "{{{{.UID}}}}" "$venv"
 echo {digest} >{provisioned}
 """
 

@@ -58,7 +58,7 @@ class KernelExit(msgspec.Struct, frozen=True):
 
 class _Message(msgspec.Struct, frozen=True):
     id: int | None = None
-    ok: msgspec.Raw | None = None
+    ok: msgspec.Raw = msgspec.Raw(b"")
     error: str | None = None
     log: tuple[str, ...] = ()
     event: str = ""
@@ -115,6 +115,7 @@ class Forkserver:
         self._task = asyncio.ensure_future(self._read())
 
     async def _read(self) -> None:
+        reason = "it was closed"
         try:
             buffer = ""
             while data := await self._reader.read(65536):
@@ -123,13 +124,13 @@ class Forkserver:
                     break
                 for line in lines:
                     self._receive(line)
-        except (ConnectionError, OSError, msgspec.DecodeError):
-            pass
+        except (OSError, msgspec.DecodeError) as error:
+            reason = str(error)
         finally:
             self._writer.close()
             for future in self._pending.values():
                 if not future.done():
-                    future.set_exception(ConnectionFailed("The connection to the guest's forkserver ended."))
+                    future.set_exception(ConnectionFailed(f"The connection to the guest's forkserver ended: {reason}."))
 
     def _receive(self, line: str) -> None:
         message = msgspec.json.decode(line, type=_Message)
@@ -155,7 +156,7 @@ class Forkserver:
             raise ConnectionFailed(f"The connection to the guest's forkserver ended: {error}.") from error
         finally:
             del self._pending[number]
-        if message.error is not None or message.ok is None:
+        if message.error is not None or not bytes(message.ok):
             raise GuestError(f"The guest could not {operation} a kernel: {message.error}.", context=message.log)
         return message.ok
 

@@ -63,7 +63,7 @@ class Instance(msgspec.Struct, frozen=True, rename="camel"):
     """One line of ``limactl list --format json``; memory and disk in bytes."""
 
     name: str
-    dir: Path
+    raw_dir: str = msgspec.field(name="dir")
     raw_status: str = msgspec.field(default="", name="status")
     vm_type: str = ""
     arch: str = ""
@@ -78,6 +78,10 @@ class Instance(msgspec.Struct, frozen=True, rename="camel"):
     config: InstanceConfig = InstanceConfig()
 
     @property
+    def dir(self) -> Path:
+        return Path(self.raw_dir)
+
+    @property
     def status(self) -> Status:
         return Status(self.raw_status)
 
@@ -89,7 +93,6 @@ class LogLine(msgspec.Struct, frozen=True):
     level: str = "info"
 
 
-_instance_decoder = msgspec.json.Decoder(Instance)
 _log_decoder = msgspec.json.Decoder(LogLine)
 
 
@@ -98,16 +101,12 @@ def decode_instances(text: str) -> tuple[Instance, ...]:
 
     :raises msgspec.DecodeError: when a line is not what it should be.
     """
-    return tuple(_instance_decoder.decode(_without_nulls(line)) for line in text.splitlines() if line.strip())
-
-
-def _without_nulls(line: str) -> bytes:
-    """Drop null members: Go prints them for what is unset, and our fields have defaults for that."""
-    value: Any = msgspec.json.decode(line)
-    return msgspec.json.encode(_pruned(value))
+    lines = (line for line in text.splitlines() if line.strip())
+    return tuple(msgspec.convert(_pruned(msgspec.json.decode(line)), Instance) for line in lines)
 
 
 def _pruned(value: Any) -> Any:
+    """Drop null members: Go prints them for what is unset, and our fields have defaults for that."""
     if isinstance(value, dict):
         return {key: _pruned(member) for key, member in value.items() if member is not None}
     if isinstance(value, list):

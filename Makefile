@@ -1,0 +1,74 @@
+# Everything from a bare machine:  make demo | check | test | test-full
+# Run by root, as in containers, each goes on as an ordinary account: limactl refuses root. Steps done are skipped.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# The account that root goes on as; it is made when it is missing.
+ACCOUNT ?= lima
+# The distribution's own Python: root's may be unreadable for others.
+PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+export PATH := $(BIN):$(HOME)/.local/bin:$(PATH):/usr/sbin:/sbin
+
+.PHONY: help
+help:
+	@echo 'make demo       run notebooks/01-first-kernel.ipynb in a Lima VM'
+	@echo 'make check      lint, types, unit tests: minutes, no VM'
+	@echo 'make test       check, and the tests on a real VM'
+	@echo 'make test-full  test, and what takes longer'
+	@echo 'make wheel      build the wheel into dist/'
+
+ifeq ($(shell id -u),0)
+
+.PHONY: demo check test test-full wheel setup
+demo check test test-full wheel setup:
+	tests/host/as-account.sh $(ACCOUNT) $@
+
+else
+
+.PHONY: setup
+setup: $(VENV)/installed limactl image kernelspec
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+.PHONY: limactl image kernelspec
+limactl:
+	command -v limactl >/dev/null || tests/host/limactl.sh $(HOME)/.local
+
+image: $(VENV)/installed
+	if [ "$$(uname)" = Linux ]; then lima-kernels image build; fi
+
+kernelspec: $(VENV)/installed
+	lima-kernels install --sys-prefix
+
+.PHONY: demo
+demo: setup
+	lima-kernels run notebooks/01-first-kernel.ipynb --output build/01-first-kernel.ipynb
+	@echo "The executed notebook: $(CURDIR)/build/01-first-kernel.ipynb"
+
+.PHONY: check
+check: $(VENV)/installed
+	ruff check .
+	ruff format --check .
+	mypy
+	pytest -m 'not long' tests/unit
+
+.PHONY: test
+test: check setup
+	pytest -m 'not long' tests/vm
+
+.PHONY: test-full
+test-full: check setup
+	pytest tests/unit tests/vm
+
+.PHONY: wheel
+wheel: $(VENV)/installed
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+endif

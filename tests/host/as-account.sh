@@ -1,0 +1,52 @@
+#!/bin/bash
+# For root: prepares a Debian machine, copies the checkout to an ordinary account and runs `make TARGET` there.
+# What the run leaves in build/ and dist/ comes back.   usage: as-account.sh ACCOUNT TARGET
+set -euo pipefail
+account=$1 target=$2
+checkout=$(cd "$(dirname "$0")/../.." && pwd)
+
+packages=(qemu-system-x86 qemu-utils ovmf ipxe-qemu seabios mmdebstrap uidmap openssh-client openssh-sftp-server
+  e2fsprogs rsync make python3 python3-venv ca-certificates)
+missing=()
+for package in "${packages[@]}"; do
+  dpkg-query --show --showformat='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+# After uidmap: useradd then gives the subordinate user ids that mmdebstrap works with.
+id "$account" >/dev/null 2>&1 || useradd --create-home --shell /bin/bash "$account"
+home=$(getent passwd "$account" | cut -d: -f6)
+copy=$home/lima-kernels
+rsync --archive --delete --chown="$account:" \
+  --exclude=.git --exclude=/build --exclude=/dist --exclude=/.venv --exclude=node_modules --exclude='.*_cache' \
+  "$checkout/" "$copy/"
+
+# What package clients need to reach their registries goes along; nothing else of root's environment does.
+go=$(command -v go || true)
+variables=(HOME="$home" USER="$account" LOGNAME="$account" SHELL=/bin/bash
+  PATH="${go:+$(dirname "$go"):}/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
+while IFS= read -r name; do
+  case $name in
+    CI | LANG | LC_* | TERM | TZ | PIP_* | UV_* | NPM_CONFIG_* | npm_config_* | SSL_CERT_* | REQUESTS_CA_BUNDLE | \
+      CURL_CA_BUNDLE | NODE_EXTRA_CA_CERTS | *_proxy | *_PROXY) variables+=("$name=${!name}") ;;
+  esac
+done < <(compgen -e)
+if [ -n "$go" ]; then
+  for name in GOPROXY GOSUMDB GONOSUMDB GOPRIVATE GOFLAGS GOTOOLCHAIN; do
+    variables+=("$name=$(go env "$name")")
+  done
+fi
+
+status=0
+setpriv --reuid="$account" --regid="$(id -g "$account")" --init-groups --inh-caps=-all \
+  env --ignore-environment --chdir="$copy" "${variables[@]}" make "$target" </dev/null || status=$?
+for left in build dist; do
+  [ ! -d "$copy/$left" ] || rsync --archive --chown="$(id -un):" "$copy/$left/" "$checkout/$left/"
+done
+if [ "$target" = demo ] && [ $status = 0 ]; then
+  echo "Copied to: $checkout/build/01-first-kernel.ipynb"
+fi
+exit $status
