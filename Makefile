@@ -39,7 +39,8 @@ $(VENV)/installed: pyproject.toml
 
 .PHONY: limactl image kernelspec
 limactl:
-	command -v limactl >/dev/null || tests/host/limactl.sh $(HOME)/.local
+	command -v limactl >/dev/null || \
+	  if [ "$$(uname)" = Darwin ]; then brew install lima; else tests/host/limactl.sh $(HOME)/.local; fi
 
 image: $(VENV)/installed
 	if [ "$$(uname)" = Linux ]; then lima-kernels image build; fi
@@ -49,7 +50,9 @@ kernelspec: $(VENV)/installed
 
 .PHONY: demo
 demo: setup
-	lima-kernels run notebooks/01-first-kernel.ipynb --output build/01-first-kernel.ipynb
+	mkdir -p build
+	cp notebooks/01-first-kernel.ipynb build/
+	cd build && lima-kernels run 01-first-kernel.ipynb
 	@echo "The executed notebook: $(CURDIR)/build/01-first-kernel.ipynb"
 
 .PHONY: check

@@ -17,9 +17,9 @@ from .environment import spec
 from .errors import ConfigurationError, LimaKernelsError, nearest
 from .guest.forwards import Transport
 from .guest.mounts import check_directory, directory_to_share
+from .instances import Wish
 from .runtime import runtime
 from .session import Launch, Session, open_session
-from .vm import Wish
 
 DEFAULT_INSTANCE = "lima-kernels"
 # An emulated guest takes its time to end Python.
@@ -130,7 +130,7 @@ class LimaProvisioner(KernelProvisionerBase):
         manager: Any = self.parent
         launch = Launch(
             kernel_id=self.kernel_id,
-            cwd=cwd,
+            cwd=cwd if self.mount else Path("~"),
             env={**environment.env, **kwargs["env"]},
             arguments=cmd,
             transport=Transport(self.transport),

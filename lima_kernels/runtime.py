@@ -65,6 +65,10 @@ class Runtime:
     async def _disconnect_all(self) -> None:
         for vm in self._vms.values():
             await vm.disconnect()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
     def close(self) -> None:
         """Hang up everywhere and end the thread; VMs and kernels live on."""
@@ -75,6 +79,7 @@ class Runtime:
                 pass
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(CLOSE_TIMEOUT)
+            self._loop.close()
 
 
 _lock = threading.Lock()

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 from . import paths
 from .errors import ConnectionFailed, InstanceError, LimaKernelsError
-from .guest.forwards import CHANNELS, Address, Transport, forward_channels, new_address
+from .guest.forwards import CHANNELS, Address, Pause, Transport, forward_channels, new_address
 from .guest.kernels import KernelExit, Layout
+from .instances import Wish
 from .progress import Phase
-from .vm import VM, Guest, Wish
+from .vm import VM, Guest
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Session:
         self.exit: KernelExit | None = None
         self.address: Address | None = None
         self._ended = asyncio.Event()
+        self._end_is_wanted = False
         self._vm = vm
         self._wish = wish
         self._guest = guest
@@ -88,7 +90,7 @@ class Session:
             timeout=launch.timeout,
         )
         progress.enter(Phase.FORWARD)
-        await self._forward(new_address(launch.transport, self._host_prefix))
+        await self._forward(new_address(launch.transport, self._host_prefix), Pause.NONE)
         keeper = asyncio.ensure_future(self._keep())
         self._stack.push_async_callback(_cancelled, keeper)
         progress.enter(Phase.READY)
@@ -106,11 +108,11 @@ class Session:
             **launch.curve,
         }
 
-    async def _forward(self, like: Address) -> None:
+    async def _forward(self, like: Address, pause: Pause) -> None:
         await self._channels.aclose()
         async with AsyncExitStack() as stack:
             self.address = await forward_channels(
-                stack, self._guest.connection, self._guest_prefix, self._host_prefix, like
+                stack, self._guest.connection, self._guest_prefix, self._host_prefix, like=like, pause=pause
             )
             self._channels = stack.pop_all()
 
@@ -138,14 +140,14 @@ class Session:
             self._end(KernelExit(self._name, state.code))
         else:
             assert self.address is not None
-            await self._forward(self.address)
+            await self._forward(self.address, Pause.FOR_SUBSCRIBERS)
             logger.warning("The kernel in the VM %r is reached again; output of the meantime is lost.", self._vm.name)
 
     def _end(self, exit_: KernelExit) -> None:
         if self.exit is None:
             self.exit = exit_
             self._ended.set()
-            if exit_.code:
+            if exit_.code and not self._end_is_wanted:
                 logger.warning(
                     "%s", "\n  ".join((f"The kernel in {self._vm.name!r} {describe(exit_.code)}.", *exit_.log))
                 )
@@ -153,6 +155,7 @@ class Session:
     async def signal(self, signum: int) -> None:
         """Send a signal to the kernel's process group."""
         if self.exit is None:
+            self._end_is_wanted = self._end_is_wanted or signum in (signal.SIGTERM, signal.SIGKILL)
             await self._guest.forkserver.signal(self._name, signum)
 
     async def wait(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -12,39 +12,21 @@ from typing import NamedTuple
 from filelock import AsyncFileLock, Timeout
 
 from . import paths
-from .environment.instance import Plan, plan
-from .environment.spec import Environment
-from .errors import ConnectionFailed, InstanceError, MountError, PhaseTimeout
+from .errors import ConnectionFailed, InstanceError, LimactlError, PhaseTimeout
 from .guest import kernels, mounts
 from .guest.connection import Connection, Endpoint, KeyStore, wait_for_connection
 from .guest.readiness import Facts, Needs, wait_until_ready
+from .instances import Wish, owner_mark, present
 from .lima import boot as lima_boot
-from .lima import template
 from .lima.limactl import Limactl
 from .lima.models import Instance, Status
 from .progress import Listener, Phase, Progress
 
 # Seconds, for waits that no trait governs.
 PORT_TIMEOUT = 30.0
-RECONNECT_TIMEOUT = 60.0
+# For one try; between tries it is looked whether the VM still runs.
+RECONNECT_TIMEOUT = 20.0
 CLOSING_TIMEOUT = 5.0
-
-
-class Wish(NamedTuple):
-    """What a kernel asks of its VM.
-
-    :param environment: what the VM is, when it has to be made.
-    :param attach: use an instance that others made; it is never created, and never changed.
-    :param directory: a host directory that the guest must show, writable, at its own path; None for none.
-    :param create_timeout: seconds until the instance exists; an image may have to be downloaded for it.
-    :param boot_timeout: seconds for all that follows, until the guest is ready.
-    """
-
-    environment: Environment
-    attach: bool
-    directory: Path | None
-    create_timeout: float = 3600.0
-    boot_timeout: float = 600.0
 
 
 class Guest(NamedTuple):
@@ -73,6 +55,7 @@ class VM:
         self._limactl = limactl
         self._guest: Guest | None = None
         self._shown: tuple[Path, ...] = ()
+        self._serial: list[str] = []
         self._turn = asyncio.Lock()
         self._stack = AsyncExitStack()
 
@@ -95,12 +78,15 @@ class VM:
                 async with asyncio.timeout(wish.create_timeout) as limit:
                     return await self._prepare(wish, limit)
             except TimeoutError as error:
+                creating = self.progress.phase in (Phase.CHECK, Phase.CREATE)
+                name, seconds = (
+                    ("create_timeout", wish.create_timeout) if creating else ("boot_timeout", wish.boot_timeout)
+                )
                 raise PhaseTimeout(
-                    f"The VM {self.name!r} was not ready in time: its limit of "
-                    f"{wish.create_timeout if self.progress.phase is Phase.CREATE else wish.boot_timeout:.0f} s "
-                    f"was used up {self.progress.phase.value}.",
-                    hint="Give it more with boot_timeout or create_timeout in the kernel spec, or look: limactl list",
-                    context=lima_boot.serial_tail(paths.serial_logs(paths.lima_home() / self.name)),
+                    f"The VM {self.name!r} was not ready in time: {name} ({seconds:.0f} s) was used up "
+                    f"{self.progress.phase.value}.",
+                    hint=f"Give it more with {name} in the kernel spec's config.",
+                    context=self._serial,
                 ) from error
 
     def _is_ready_for(self, wish: Wish) -> bool:
@@ -110,13 +96,15 @@ class VM:
 
     async def _prepare(self, wish: Wish, limit: asyncio.Timeout) -> Guest:
         async with AsyncExitStack() as stack:
+            self.progress.enter(Phase.CHECK)
+            await self._limactl.version()
             async with self._lock(wish.boot_timeout):
-                self.progress.enter(Phase.CHECK)
-                instance = await self._present(wish)
+                instance, created = await present(self._limactl, self.name, wish, self.progress)
                 limit.reschedule(asyncio.get_running_loop().time() + wish.boot_timeout)
                 boot = None
                 if instance.status is not Status.RUNNING:
                     self.progress.enter(Phase.BOOT)
+                    stack.push_async_exit(self._undo_boot(created, limit))
                     boot = await stack.enter_async_context(
                         lima_boot.booting(self._limactl, self.name, timeout=wish.boot_timeout)
                     )
@@ -127,6 +115,22 @@ class VM:
             self._guest = guest
             self._shown = tuple(Path(mount.location) for mount in mounts.at_same_path(instance.config.mounts))
             return guest
+
+    def _undo_boot(self, created: bool, limit: asyncio.Timeout) -> Callable[..., Awaitable[None]]:
+        """What to do when the block of a boot ends by an error: a VM that does not boot is not left half-started.
+
+        One that boots but lacks something is left for a look at it, and so is one whose start was merely cancelled.
+        """
+
+        async def undo(_type: object, error: BaseException | None, _traceback: object) -> None:
+            if limit.expired() or isinstance(error, InstanceError):
+                self._serial = lima_boot.serial_tail(paths.serial_logs(paths.lima_home() / self.name))
+                with contextlib.suppress(LimactlError):
+                    await self._limactl.stop_forcibly(self.name)
+                    if created:
+                        await self._limactl.delete(self.name)
+
+        return undo
 
     @contextlib.asynccontextmanager
     async def _lock(self, timeout: float) -> AsyncIterator[None]:
@@ -142,56 +146,6 @@ class VM:
             yield
         finally:
             await lock.release()
-
-    async def _present(self, wish: Wish) -> Instance:
-        """Return the instance, made when it is missing, with the wished directory among its mounts."""
-        instance = await self._limactl.find(self.name)
-        if instance is None:
-            if wish.attach:
-                return await self._limactl.get(self.name)
-            return await self._create(wish)
-        if instance.status not in (Status.RUNNING, Status.STOPPED):
-            raise InstanceError(
-                f"The VM {self.name!r} is {instance.status.value or 'in an unknown state'}: "
-                f"{'; '.join(instance.errors) or 'Lima gives no reason'}.",
-                hint=f"Try: limactl stop --force {self.name}",
-            )
-        if not wish.attach and template.owner_mark(instance, paths.GUEST_INSTANCE_FILE) is None:
-            raise InstanceError(
-                f"The name {self.name!r} is taken by a VM that lima-kernels did not make.",
-                hint=f"To use it all the same: lima-kernels install --attach {self.name}; or choose another --instance",
-            )
-        await self._show(instance, wish)
-        return instance
-
-    async def _create(self, wish: Wish) -> Instance:
-        self.progress.enter(Phase.CREATE)
-        directories = [wish.directory] if wish.directory else []
-        config: Plan = await plan(self._limactl, wish.environment, directories)
-        try:
-            await self._limactl.create(self.name, config.config)
-        except BaseException:
-            # Half an instance would be in everybody's way.
-            await asyncio.shield(self._limactl.delete(self.name))
-            raise
-        return await self._limactl.get(self.name)
-
-    async def _show(self, instance: Instance, wish: Wish) -> None:
-        """See that the directory is among the instance's mounts; only a stopped instance of ours can be given one."""
-        if wish.directory is None or mounts.covering(instance.config.mounts, wish.directory):
-            return
-        shown = ", ".join(mount.location for mount in instance.config.mounts) or "nothing"
-        attempt = f"The VM {self.name!r} does not show {wish.directory}, but {shown}"
-        if wish.attach:
-            raise MountError(
-                f"{attempt}.", hint=f"Add it, writable: limactl edit {self.name} --mount {wish.directory}:w"
-            )
-        if instance.status is Status.RUNNING:
-            raise MountError(
-                f"{attempt}, and a running VM cannot be given another directory.",
-                hint=f"Stop it, which ends its kernels, and start again: lima-kernels stop {self.name}",
-            )
-        await self._limactl.add_mounts(self.name, [str(wish.directory)])
 
     async def _with_port(self) -> Instance:
         """Return the running instance once its SSH port is known: another process may just have started it."""
@@ -227,7 +181,7 @@ class VM:
             await asyncio.gather(work, return_exceptions=True)
 
     async def _ready(self, stack: AsyncExitStack, instance: Instance, wish: Wish) -> Guest:
-        mark = template.owner_mark(instance, paths.GUEST_INSTANCE_FILE)
+        mark = owner_mark(instance)
         mount = mounts.covering(instance.config.mounts, wish.directory) if wish.directory else None
         needs = Needs(
             mounts=[mount.guest_path] if mount else [],
@@ -257,7 +211,7 @@ class VM:
         endpoint = Endpoint(
             instance.ssh_address, instance.ssh_local_port, instance.config.user.name, paths.identity_file()
         )
-        ours = template.owner_mark(instance, paths.GUEST_INSTANCE_FILE) is not None
+        ours = owner_mark(instance) is not None
         keys = KeyStore(paths.pinned_key_file(instance.dir), boot="" if ours else str(instance.host_agent_pid))
         return await wait_for_connection(endpoint, keys, lambda: self.progress.enter(Phase.CONNECT, "sshd answers"))
 

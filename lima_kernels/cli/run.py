@@ -12,7 +12,7 @@ from typing import Any
 import nbformat
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -118,7 +118,7 @@ async def _execute(notebook: NotebookNode, options: argparse.Namespace, console:
             info = await client.async_wait_for_reply(client.kc.kernel_info()) if client.kc else None
             if info:
                 notebook.metadata["language_info"] = info["content"]["language_info"]
-    except CellExecutionError as error:
+    except (CellExecutionError, CellTimeoutError) as error:
         return str(error)
     except DeadKernelError as error:
         raise LimaKernelsError("The kernel died while the notebook was executed.") from error

@@ -7,16 +7,15 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from .. import paths
 from ..environment import spec
 from ..errors import InstanceError, nearest
+from ..guest.mounts import directory_to_share
+from ..instances import Wish, owner_mark
 from ..kernelspec import installed
-from ..lima import template
 from ..lima.limactl import Limactl
 from ..lima.models import Status
 from ..provisioner import DEFAULT_INSTANCE
 from ..runtime import runtime
-from ..vm import Wish
 from .progress import watching
 
 
@@ -30,7 +29,11 @@ def add_commands(commands: Any) -> None:
         parser = commands.add_parser(name, help=help_)
         parser.add_argument("instance", nargs="?", default=DEFAULT_INSTANCE, help="the Lima instance")
         parser.set_defaults(command=command)
-        if command is not _start:
+        if command is _start:
+            parser.add_argument(
+                "--directory", type=Path, metavar="DIR", default=Path(), help="what a new VM shows (default: this one)"
+            )
+        else:
             parser.add_argument("--force", action="store_true", help="do not wait for the guest")
 
 
@@ -44,10 +47,12 @@ def _start(options: argparse.Namespace) -> int:
         )
     config = config or {}
     file = config.get("environment")
+    limits = {name: float(config[name]) for name in ("create_timeout", "boot_timeout") if name in config}
     wish = Wish(
         environment=spec.load(Path(file)) if file else spec.DEFAULT,
         attach=bool(config.get("attach")),
-        directory=None,
+        directory=directory_to_share(options.directory, server_root=None),
+        **limits,
     )
 
     async def start() -> None:
@@ -77,7 +82,7 @@ def _delete(options: argparse.Namespace) -> int:
     async def delete() -> None:
         limactl = Limactl()
         instance = await limactl.get(options.instance)
-        if template.owner_mark(instance, paths.GUEST_INSTANCE_FILE) is None:
+        if owner_mark(instance) is None:
             raise InstanceError(
                 f"The VM {options.instance!r} was not made by lima-kernels.", hint=f"limactl delete {options.instance}"
             )

@@ -12,6 +12,7 @@ from .. import paths
 from ..errors import ImageError
 from ..lima import template
 from ..lima.limactl import Limactl
+from ..lima.template import Source
 from .certificates import host_certificates
 from .image import LocalImage, find_image
 from .provision import provision_digest, provision_script
@@ -63,27 +64,42 @@ def _mount_entry(mount: MountSpec) -> dict[str, Any]:
     return entry
 
 
-async def plan(limactl: Limactl, environment: Environment, directories: Sequence[Path]) -> Plan:
+def _source(environment: Environment) -> Source:
+    if isinstance(environment.image, ImageFiles):
+        return Source.FILES
+    return Source.LOCAL if find_image(environment.image) else Source.TEMPLATE
+
+
+async def plan(
+    limactl: Limactl, environment: Environment, directories: Sequence[Path], source: Source | None = None
+) -> Plan:
     """Plan an instance for an environment.
 
     :param directories: host directories that it shows, writable, at their own paths.
+    :param source: what kind of image an existing instance was made from; found out for a new one.
     :raises ImageError: when its image is missing or damaged.
     :raises InstanceError: when Lima does not know its template.
     """
-    base, images, local = "", [], None
+    source = source or _source(environment)
+    base, images = "", []
     if isinstance(environment.image, ImageFiles):
         images = [_given_entry(environment.image)]
+    elif source is Source.LOCAL:
+        local = find_image(environment.image)
+        if local is None:
+            raise ImageError(
+                f"The image {environment.image!r} that the VM was made from is no longer there.",
+                hint=f"Build it again: lima-kernels image build --name {environment.image}",
+            )
+        images = [_local_entry(local)]
     else:
-        name = environment.image.removeprefix("template:")
-        local = find_image(name) if name == environment.image else None
-        if local is not None:
-            images = [_local_entry(local)]
-        else:
-            base = await limactl.template(name)
-    has_base = local is not None
+        base = await limactl.template(environment.image.removeprefix("template:"))
+    has_base = source is Source.LOCAL
     mark = template.OwnerMark(
         version=template.MARK_VERSION,
         environment=environment.digest,
+        image=environment.image_digest,
+        source=source,
         provisioned=provision_digest(environment, has_base=has_base),
     )
     scripts = [{"mode": "system", "script": provision_script(environment, has_base=has_base)}]

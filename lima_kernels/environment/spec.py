@@ -20,14 +20,6 @@ from ..errors import ConfigurationError, nearest
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]i?B)$")
 _ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 _APT_NAME = re.compile(r"^[a-z0-9][a-z0-9.+-]*(?::[a-z0-9]+)?(?:=[\w.+:~-]+)?$")
-_YAML_NAMES = {
-    "str": "text",
-    "int": "a number",
-    "array": "a list",
-    "object": "a mapping",
-    "null": "nothing",
-    "bool": "true or false",
-}
 
 
 class MountType(enum.Enum):
@@ -102,7 +94,16 @@ class Environment(_Strict, frozen=True, kw_only=True):
     @property
     def digest(self) -> str:
         """SHA-256 of the content, in hexadecimal."""
-        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
+        return _digest(self)
+
+    @property
+    def image_digest(self) -> str:
+        """The same of the image alone: the one thing that an instance cannot change later."""
+        return _digest(self.image)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
 
 
 DEFAULT = Environment()

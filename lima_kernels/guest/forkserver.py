@@ -188,6 +188,7 @@ class Server:
             raise Refused("a kernel's name must be alphanumeric")
         if name in self.kernels:
             raise Refused("there is a kernel of that name already")
+        request["cwd"] = os.path.expanduser(request["cwd"])
         if not os.path.isdir(request["cwd"]):
             raise Refused("there is no directory %s in the guest" % request["cwd"])
         directory = os.path.join(self.root, "k", name)
@@ -317,7 +318,8 @@ def run_kernel(spawned):
 
     sys.argv = [ipykernel_launcher.__file__, "-f", connection_file, *request.get("arguments", ())]
     gc.unfreeze()
-    app = IPKernelApp.instance()
+    # As if systemd were the parent: nothing to watch, and no advice to press Ctrl-C.
+    app = IPKernelApp.instance(parent_handle=1)
     app.initialize(sys.argv[1:])
     os.write(spawned.ready, b"1")
     os.close(spawned.ready)

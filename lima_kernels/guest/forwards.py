@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import enum
 from contextlib import AsyncExitStack
@@ -11,7 +12,9 @@ from typing import NamedTuple
 from .connection import Connection
 
 # The sockets' numbers in `<prefix>-<number>`, which is how jupyter_client and ipykernel name ipc sockets.
-CHANNELS = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}
+# In the order in which they are forwarded: what carries answers first.
+CHANNELS = {"iopub_port": 2, "stdin_port": 3, "hb_port": 5, "control_port": 4, "shell_port": 1}
+_FIRST_REQUEST_CHANNEL = "control_port"
 
 
 class Transport(enum.Enum):
@@ -29,8 +32,17 @@ class Address(NamedTuple):
     ports: dict[str, int]
 
 
+class Pause(enum.Enum):
+    """Seconds to wait before the channels that carry requests are forwarded."""
+
+    NONE = 0.0
+    # Clients that were cut off come back on each channel by themselves, every 100 ms (ZMQ_RECONNECT_IVL). A request
+    # that arrives before they have subscribed to iopub again would have its output published to nobody.
+    FOR_SUBSCRIBERS = 0.5
+
+
 async def forward_channels(
-    stack: AsyncExitStack, connection: Connection, guest_prefix: str, host_prefix: Path, like: Address
+    stack: AsyncExitStack, connection: Connection, guest_prefix: str, host_prefix: Path, *, like: Address, pause: Pause
 ) -> Address:
     """Forward the channels and return the host's end; listeners are closed with the stack.
 
@@ -40,6 +52,8 @@ async def forward_channels(
     """
     ports = {}
     for name, number in CHANNELS.items():
+        if name == _FIRST_REQUEST_CHANNEL:
+            await asyncio.sleep(pause.value)
         guest_path = f"{guest_prefix}-{number}"
         if like.transport is Transport.TCP:
             listener = await connection.forward_port(like.ports[name], guest_path)

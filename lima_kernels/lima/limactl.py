@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -161,10 +161,17 @@ class Limactl:
         async with process.stream(argv, env=self._env) as running:
             yield running
 
-    async def add_mounts(self, name: str, locations: Sequence[str]) -> None:
-        """Add writable mounts to a stopped instance."""
-        mounts = [{"location": location, "writable": True} for location in locations]
-        await self._run("edit", f"--set=.mounts += {json.dumps(mounts, ensure_ascii=False)}", name)
+    async def replace_config(self, instance: Instance, config: str) -> None:
+        """Give a stopped instance another lima.yaml, once Lima has found nothing wrong with it."""
+        fd, name = tempfile.mkstemp(dir=instance.dir, prefix="lima-kernels-", suffix=".yaml")
+        incoming = Path(name)
+        try:
+            with os.fdopen(fd, "w", encoding="utf-8") as file:
+                file.write(config)
+            await self._run("template", "validate", str(incoming))
+            incoming.replace(instance.dir / "lima.yaml")
+        finally:
+            incoming.unlink(missing_ok=True)
 
     async def stop(self, name: str) -> None:
         """Shut an instance down as its power button would."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,14 +16,25 @@ from .models import Instance
 EPHEMERAL_PORTS = (32768, 65535)
 
 
+class Source(enum.Enum):
+    """Where an instance's disk came from."""
+
+    LOCAL = "local image"
+    TEMPLATE = "template"
+    FILES = "files"
+
+
 class OwnerMark(msgspec.Struct, frozen=True):
     """What tells an instance of ours from others; written into its lima.yaml, so it is there from the beginning.
 
-    ``provisioned`` is the digest that the guest leaves when it is ready for kernels.
+    ``environment`` and ``image`` are digests of what it was made from, ``source`` says what kind of image that was;
+    ``provisioned`` is what the guest leaves when it is ready for kernels.
     """
 
     version: int
     environment: str
+    image: str
+    source: Source
     provisioned: str
 
 

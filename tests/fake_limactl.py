@@ -1,0 +1,143 @@
+#!/usr/bin/env python3
+"""An executable limactl for tests: instances are directories below LIMA_HOME; it fails, hangs and lies when told to.
+
+Told by ``$LIMA_HOME/_fake.json``, an object with any of: version; ssh_port; status, errors (of every instance);
+fail, {verb: message}; hang, [verb]; garbage, [verb]; start_log, [message]; host_agent_pid. Each call is kept as a line
+of ``$LIMA_HOME/_calls``.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+HOME = Path(os.environ["LIMA_HOME"])
+
+
+def told() -> dict:
+    try:
+        return json.loads((HOME / "_fake.json").read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def log(message: str, level: str = "info") -> None:
+    print(json.dumps({"level": level, "msg": message}), file=sys.stderr, flush=True)
+
+
+def fail(message: str, code: int = 1) -> None:
+    log(message, "fatal")
+    sys.exit(code)
+
+
+def describe(directory: Path) -> dict:
+    config = yaml.safe_load((directory / "lima.yaml").read_text())
+    running = (directory / "running").exists()
+    config.setdefault("user", {"name": os.environ.get("USER", "user"), "home": "/home/user.guest"})
+    config.setdefault("mountType", "9p")
+    return {
+        "name": directory.name,
+        "status": told().get("status") or ("Running" if running else "Stopped"),
+        "errors": told().get("errors"),
+        "dir": str(directory),
+        "vmType": "qemu",
+        "arch": "x86_64",
+        "cpus": 2,
+        "memory": 4 << 30,
+        "disk": 100 << 30,
+        "sshLocalPort": told().get("ssh_port", 1) if running else 0,
+        "sshAddress": "127.0.0.1",
+        "hostAgentPID": told().get("host_agent_pid", 4242) if running else 0,
+        "config": config,
+        "aFieldOfTomorrow": {"unknown": None},
+    }
+
+
+def list_instances(names: list[str]) -> None:
+    found = [path.parent for path in sorted(HOME.glob("*/lima.yaml"))]
+    chosen = [path for path in found if not names or path.name in names]
+    for path in chosen:
+        print(json.dumps(describe(path)))
+    if len(chosen) < len(names):
+        fail("unmatched instances")
+
+
+def create(name: str) -> None:
+    directory = HOME / name
+    directory.mkdir(parents=True)
+    (directory / "lima.yaml").write_text(sys.stdin.read())
+    log(f"Run `limactl start {name}` to start the instance.")
+
+
+def start(name: str) -> None:
+    directory = HOME / name
+    (directory / "serial.log").write_text("\x1b[0mLinux booting\r\na last line on the serial console\r\n")
+    for message in told().get("start_log", ()):
+        log(message, "error")
+    if "start" in told().get("fail", {}):
+        fail(told()["fail"]["start"])
+    (directory / "running").touch()
+    log(f"SSH Local Port: {told().get('ssh_port', 1)}")
+    if "ready" in told().get("hang", ()):
+        hang()
+    log(f"READY. Run `limactl shell {name}` to open the shell.")
+
+
+def hang() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    while True:
+        time.sleep(60)
+
+
+def template(arguments: list[str]) -> None:
+    if arguments[0] == "validate":
+        if not yaml.safe_load(Path(arguments[1]).read_text()).get("images"):
+            fail("no images")
+        return
+    name = arguments[2].removeprefix("template:")
+    if name != "debian-13":
+        fail(f"template `{name}.yaml` not found")
+    print('images:\n- location: "https://example.invalid/debian-13.qcow2"\n  arch: x86_64\nmounts:\n- location: "~"')
+
+
+def main() -> None:
+    HOME.mkdir(exist_ok=True)
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("--tty=false", "--log-format=json")]
+    with (HOME / "_calls").open("a") as calls:
+        calls.write(json.dumps(arguments) + "\n")
+    verb, rest = arguments[0], arguments[1:]
+    options = [argument for argument in rest if argument.startswith("--")]
+    names = [argument for argument in rest if not argument.startswith("--")]
+    if verb in told().get("hang", ()):
+        hang()
+    if verb in told().get("garbage", ()):
+        print("<html>this is not what you asked for</html>")
+        return
+    if verb in told().get("fail", {}) and verb != "start":
+        fail(told()["fail"][verb])
+    if verb == "--version":
+        print(f"limactl version {told().get('version', '2.2.0')}")
+    elif verb == "list":
+        list_instances(names)
+    elif verb == "create" and "--list-templates" in options:
+        print("debian-12\ndebian-13\nubuntu-24.04")
+    elif verb == "create":
+        create(next(option.split("=", 1)[1] for option in options if option.startswith("--name=")))
+    elif verb == "start":
+        start(names[0])
+    elif verb == "stop":
+        (HOME / names[0] / "running").unlink(missing_ok=True)
+    elif verb == "delete":
+        shutil.rmtree(HOME / names[0], ignore_errors=True)
+    elif verb == "template":
+        template(rest)
+    else:
+        fail(f"unknown command {verb!r}")
+
+
+main()

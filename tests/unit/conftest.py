@@ -1,0 +1,146 @@
+"""A machine of one's own for each test: home, LIMA_HOME and Jupyter's directories, a fake limactl, a fake guest."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+import pytest
+
+from lima_kernels import paths, runtime
+from lima_kernels.environment import image
+from lima_kernels.kernelspec import make_request, write
+from tests.fake_guest import FakeGuest
+
+FAKE_LIMACTL = Path(__file__).parents[1] / "fake_limactl.py"
+
+
+class Machine:
+    """The directories of a test, and what its fake limactl is told."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.home = root / "home"
+        self.lima_home = root / "lima"
+        self.guest_home = root / "guest"
+        self.notebooks = root / "nb"
+        self.bin = root / "bin"
+        for directory in (self.home, self.lima_home / "_config", self.guest_home, self.notebooks, self.bin):
+            directory.mkdir(parents=True)
+
+    def tell(self, **behaviour: Any) -> None:
+        """Say how the fake limactl behaves from now on, beside what it was told before."""
+        file = self.lima_home / "_fake.json"
+        before = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps({**before, **behaviour}))
+
+    def calls(self, verb: str) -> list[list[str]]:
+        """Return the calls of one verb that limactl got."""
+        file = self.lima_home / "_calls"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [call for line in lines if (call := json.loads(line))[0] == verb]
+
+    def instances(self) -> list[str]:
+        return sorted(path.parent.name for path in self.lima_home.glob("*/lima.yaml"))
+
+    def script(self, name: str, text: str) -> None:
+        file = self.bin / name
+        file.write_text(f"#!/bin/sh\n{text}\n")
+        file.chmod(0o755)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    # Short: sockets lie below it.
+    root = Path(tempfile.mkdtemp(prefix="lk"))
+    made = Machine(root)
+    monkeypatch.setenv("HOME", str(made.home))
+    monkeypatch.setenv("LIMA_HOME", str(made.lima_home))
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(root / "jupyter"))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(root / "run"))
+    monkeypatch.setenv("JUPYTER_PATH", str(root / "nowhere"))
+    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(root / "config"))
+    monkeypatch.setenv("PATH", f"{made.bin}:{os.environ['PATH']}")
+    made.script("limactl", f'exec {sys.executable} {FAKE_LIMACTL} "$@"')
+    yield made
+    if runtime._runtime is not None:
+        runtime._runtime.close()
+        runtime._runtime = None
+    shutil.rmtree(root)
+
+
+@pytest.fixture
+def image_files(machine: Machine) -> Path:
+    """A guest image as far as anybody looks into it before a VM boots."""
+    directory = paths.images_directory() / image.DEFAULT_IMAGE
+    directory.mkdir(parents=True)
+    manifest = image.Manifest(
+        version=1,
+        recipe=image.recipe_digest(),
+        arch="x86_64",
+        disk="disk.qcow2",
+        kernel="vmlinuz",
+        initrd="initrd",
+        cmdline="ro",
+    )
+    (directory / "image.json").write_bytes(image.msgspec.json.encode(manifest))
+    for name in (manifest.disk, manifest.kernel, manifest.initrd):
+        (directory / name).write_bytes(b"QFI\xfb")
+    return directory
+
+
+@pytest.fixture
+def guest(machine: Machine, image_files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGuest]:
+    """A guest that is ready for kernels, behind the fake limactl's VMs."""
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    identity = machine.lima_home / "_config" / "user"
+    key.write_private_key(str(identity))
+    key.write_public_key(f"{identity}.pub")
+    state = machine.root / "state"
+    state.mkdir()
+    provisioned = state / "provisioned"
+    provisioned.write_text("image\n")
+    (state / "ssh-ready").touch()
+    (state / "boot-done").touch()
+    monkeypatch.setattr(paths, "GUEST_PYTHON", sys.executable)
+    monkeypatch.setattr(paths, "GUEST_PROVISIONED", str(provisioned))
+    monkeypatch.setattr(paths, "GUEST_PROVISION_FAILED", str(state / "failed"))
+    monkeypatch.setattr(paths, "LIMA_SSH_READY", str(state / "ssh-ready"))
+    monkeypatch.setattr(paths, "LIMA_BOOT_DONE", str(state / "boot-done"))
+    guest_bin = machine.root / "guest-bin"
+    guest_bin.mkdir()
+    for name, text in (("sudo", "exit 1"), ("mountpoint", "exit 0")):
+        (guest_bin / name).write_text(f"#!/bin/sh\n{text}\n")
+        (guest_bin / name).chmod(0o755)
+    made = FakeGuest(machine.guest_home, f"{guest_bin}:/usr/bin:/bin", Path(f"{identity}.pub"))
+    made.listen()
+    machine.tell(ssh_port=made.port)
+    yield made
+    made.close()
+    _end_forkservers(machine)
+
+
+def _end_forkservers(machine: Machine) -> None:
+    """End what the guest's forkservers left; a VM's end would do it."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().decode().split("\0")
+            except OSError:
+                continue
+            if "--root" in command and str(machine.guest_home) in command[command.index("--root") + 1]:
+                os.kill(int(entry.name), 9)
+
+
+@pytest.fixture
+def spec(machine: Machine) -> str:
+    """The kernel spec "lima" as `lima-kernels install` writes it."""
+    write(make_request("lima", "Linux (Lima)", environment=None, instance=None, attach=False), user=True, prefix=None)
+    return "lima"
