@@ -18,6 +18,15 @@ _SCRIPT = r"""#!/bin/bash
 set -eu
 venv={venv}
 mkdir -p {prefix}
+# cloud-init writes mount points into fstab as they are, separated by tabs: spaces in them have to be escaped (fstab(5)).
+awk -F '\t' -v OFS='\t' '$4 ~ /comment=cloudconfig/ {{ gsub(/ /, "\\040", $2) }} {{ print }}' \
+  /etc/fstab >/etc/fstab.lima-kernels
+if cmp -s /etc/fstab /etc/fstab.lima-kernels; then
+  rm /etc/fstab.lima-kernels
+else
+  mv /etc/fstab.lima-kernels /etc/fstab
+  mount -a -t 9p,virtiofs || true
+fi
 if [ "$(cat {provisioned} 2>/dev/null)" = {digest} ]; then
   # An image may have been built for another user id.
   [ "$(stat -c %u "$venv")" = "{{{{.UID}}}}" ] || chown -R "{{{{.UID}}}}" "$venv"

@@ -107,7 +107,19 @@ def _digest(value: object) -> str:
 
 
 DEFAULT = Environment()
-_FIELDS = tuple(field.encode_name for field in msgspec.structs.fields(Environment))
+
+
+def _field_names(*structs: type[msgspec.Struct]) -> tuple[str, ...]:
+    return tuple(field.encode_name for struct in structs for field in msgspec.structs.fields(struct))
+
+
+_FIELDS = _field_names(Environment)
+_NESTED = {
+    "image": tuple(dict.fromkeys(_field_names(ImageFiles, KernelFile, InitrdFile))),
+    "mounts": _field_names(MountSpec),
+    "provision": _field_names(ProvisionScript),
+}
+_CHOICES: dict[str, type[enum.Enum]] = {"mountType": MountType, "mode": ProvisionMode}
 
 
 def _error(source: str, what: str, hint: str = "") -> ConfigurationError:
@@ -121,9 +133,12 @@ def _explain(source: str, error: msgspec.ValidationError) -> ConfigurationError:
     unknown = re.match(r"Object contains unknown field `(.+)`", text)
     if unknown:
         field = f"{path}.{unknown[1]}" if path else unknown[1]
-        hint = nearest(unknown[1], _FIELDS) if not path else ""
-        return _error(source, f"unknown key {field!r}.", hint or f"Known keys: {', '.join(_FIELDS)}.")
-    return _error(source, f"{text[0].lower()}{text[1:].replace('`', '')} at {path or 'the top'}.")
+        known = _NESTED.get(re.split(r"[.\[]", path)[0], _FIELDS)
+        return _error(source, f"unknown key {field!r}.", nearest(unknown[1], known) or f"Known: {', '.join(known)}.")
+    choices = _CHOICES.get(path.rpartition(".")[2]) if text.startswith("Invalid enum value") else None
+    hint = f"Choose one of: {', '.join(member.value for member in choices)}." if choices else ""
+    text = text.replace(" | null", "").replace("`", "")
+    return _error(source, f"{text[0].lower()}{text[1:]} at {path or 'the top'}.", hint)
 
 
 def _check(source: str, environment: Environment) -> None:

@@ -97,10 +97,13 @@ def _openssh(key: asyncssh.SSHKey) -> str:
 
 @contextlib.contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Turn what asyncssh raises into our errors: ChannelListenError is no ``asyncssh.Error``, forwards: OSError."""
+    """Turn what asyncssh raises into our errors.
+
+    ChannelListenError is no ``asyncssh.Error``, forwards raise OSError, and a key that cannot be used ValueError.
+    """
     try:
         yield
-    except (asyncssh.Error, asyncssh.ChannelListenError, OSError) as error:
+    except (asyncssh.Error, asyncssh.ChannelListenError, OSError, ValueError) as error:
         reason = getattr(error, "reason", "") or str(error) or type(error).__name__
         raise ConnectionFailed(f"{what} failed: {reason}.") from error
 

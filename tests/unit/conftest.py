@@ -65,7 +65,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     monkeypatch.setenv("LIMA_HOME", str(made.lima_home))
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(root / "jupyter"))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(root / "run"))
-    monkeypatch.setenv("JUPYTER_PATH", str(root / "nowhere"))
+    # A kernel spec of the virtual environment would come before the test's own.
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(root / "config"))
     monkeypatch.setenv("PATH", f"{made.bin}:{os.environ['PATH']}")
     made.script("limactl", f'exec {sys.executable} {FAKE_LIMACTL} "$@"')
@@ -103,6 +104,7 @@ def guest(machine: Machine, image_files: Path, monkeypatch: pytest.MonkeyPatch) 
     identity = machine.lima_home / "_config" / "user"
     key.write_private_key(str(identity))
     key.write_public_key(f"{identity}.pub")
+    key.write_public_key(str(machine.root / "authorized_keys"))
     state = machine.root / "state"
     state.mkdir()
     provisioned = state / "provisioned"
@@ -119,7 +121,7 @@ def guest(machine: Machine, image_files: Path, monkeypatch: pytest.MonkeyPatch) 
     for name, text in (("sudo", "exit 1"), ("mountpoint", "exit 0")):
         (guest_bin / name).write_text(f"#!/bin/sh\n{text}\n")
         (guest_bin / name).chmod(0o755)
-    made = FakeGuest(machine.guest_home, f"{guest_bin}:/usr/bin:/bin", Path(f"{identity}.pub"))
+    made = FakeGuest(machine.guest_home, f"{guest_bin}:/usr/bin:/bin", machine.root / "authorized_keys")
     made.listen()
     machine.tell(ssh_port=made.port)
     yield made

@@ -1,0 +1,151 @@
+"""One real VM for the whole run, made anew: with Jupyter's and Lima's own directories, apart from the user's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_client import BlockingKernelClient, KernelManager
+
+from lima_kernels import paths, runtime
+from lima_kernels.kernelspec import make_request, write
+from lima_kernels.lima.limactl import Limactl
+from lima_kernels.progress import Phase, Step
+
+INSTANCE = "lk-test"
+
+
+class Figures:
+    """What was measured; written to build/vm-tests.json for whoever reads the run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - began, 2)
+
+
+@pytest.fixture(scope="session")
+def figures() -> Iterator[Figures]:
+    made = Figures()
+    yield made
+    build = Path(__file__).parents[2] / "build"
+    build.mkdir(exist_ok=True)
+    (build / "vm-tests.json").write_text(json.dumps(made.seconds, indent=2) + "\n")
+
+
+@pytest.fixture(scope="session")
+def steps() -> Iterator[list[Step]]:
+    """Every step of every start in this run, in their order."""
+    seen: list[Step] = []
+    with runtime.runtime().listening(seen.append):
+        yield seen
+
+
+@pytest.fixture(scope="session", autouse=True)
+def directories() -> Iterator[Path]:
+    """The run's own root; the guest image that was built is the one thing taken over from the user."""
+    # Short: Lima's and our sockets lie below it. Not below /tmp itself, which is no place to mount.
+    root = Path(tempfile.mkdtemp(prefix="lk", dir=Path.home()))
+    images = paths.images_directory()
+    changed = {
+        "LIMA_HOME": str(root / "lima"),
+        "JUPYTER_DATA_DIR": str(root / "data"),
+        "JUPYTER_RUNTIME_DIR": str(root / "run"),
+        "JUPYTER_CONFIG_DIR": str(root / "config"),
+        # A kernel spec of the virtual environment would come before the run's own.
+        "JUPYTER_PREFER_ENV_PATH": "0",
+    }
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    (paths.data_directory() / "images").symlink_to(images)
+    yield root
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
+    shutil.rmtree(root)
+
+
+@pytest.fixture(scope="session")
+def notebooks(directories: Path) -> Path:
+    directory = directories / "note books é"
+    directory.mkdir()
+    return directory
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(work)
+
+
+@pytest.fixture(scope="session")
+def vm(directories: Path) -> Iterator[str]:
+    """The name of the run's instance; it is made by whichever test needs it first."""
+    spec = make_request("lima", "Linux (Lima)", environment=None, instance=INSTANCE, attach=False)
+    write(spec, user=True, prefix=None)
+    yield INSTANCE
+    if runtime._runtime is not None:
+        runtime._runtime.close()
+        runtime._runtime = None
+    for instance in run(Limactl().list()):
+        run(Limactl().delete(instance.name))
+
+
+class Notebook:
+    """A kernel in the VM and a client of it."""
+
+    def __init__(self, manager: KernelManager) -> None:
+        self.manager = manager
+        self.client: BlockingKernelClient = manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=120)
+
+    def run(self, code: str) -> str:
+        printed: list[str] = []
+
+        def collect(message: dict[str, Any]) -> None:
+            content = message["content"]
+            if message["msg_type"] == "stream":
+                printed.append(content["text"])
+            elif message["msg_type"] == "error":
+                raise AssertionError("\n".join(content["traceback"]))
+
+        self.client.execute_interactive(code, timeout=120, output_hook=collect)
+        return "".join(printed).strip()
+
+
+@pytest.fixture
+def start(vm: str, notebooks: Path) -> Iterator[Callable[..., Notebook]]:
+    """Start kernels; they are shut down when the test ends."""
+    started: list[Notebook] = []
+
+    def start_one(cwd: Path | None = None, **config: object) -> Notebook:
+        manager = KernelManager(kernel_name="lima")
+        assert manager.kernel_spec is not None
+        manager.kernel_spec.metadata["kernel_provisioner"]["config"].update(config)
+        manager.start_kernel(cwd=str(cwd or notebooks))
+        started.append(Notebook(manager))
+        return started[-1]
+
+    yield start_one
+    for notebook in started:
+        notebook.client.stop_channels()
+        if notebook.manager.has_kernel:
+            notebook.manager.shutdown_kernel(now=True)
+
+
+def entered(steps: list[Step], since: int, phase: Phase) -> bool:
+    return any(step.phase is phase for step in steps[since:])
