@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import tempfile
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+import msgspec
+from jupyter_client.kernelspec import KernelSpecManager
 
 from .environment import spec
 from .errors import ConfigurationError, HostError, nearest
@@ -18,7 +18,9 @@ from .errors import ConfigurationError, HostError, nearest
 PROVISIONER = "lima-provisioner"
 DEFAULT_NAME = "lima"
 DEFAULT_DISPLAY_NAME = "Linux (Lima)"
-_INSTANCE_NAME = re.compile(r"^[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*$")
+_INSTANCE_NAME = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
+# Not "." or "..": Jupyter empties the directory that the name leads to.
+_SPEC_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _LOGOS = ("logo-32x32.png", "logo-64x64.png", "logo-svg.svg")
 
 
@@ -39,6 +41,20 @@ class Installed(NamedTuple):
     config: dict[str, Any]
 
 
+class _Stanza(msgspec.Struct, frozen=True):
+    provisioner_name: str = ""
+    config: dict[str, Any] = {}
+
+
+class _Metadata(msgspec.Struct, frozen=True):
+    kernel_provisioner: _Stanza | None = None
+
+
+class _Document(msgspec.Struct, frozen=True):
+    display_name: str = ""
+    metadata: _Metadata = _Metadata()
+
+
 def make_request(
     name: str, display_name: str, *, environment: Path | None, instance: str | None, attach: bool
 ) -> Request:
@@ -46,12 +62,12 @@ def make_request(
 
     :raises ConfigurationError: when a name cannot be used, or the environment file cannot be obeyed.
     """
-    if not re.match(r"^[a-z0-9._-]+$", name, re.IGNORECASE):
+    if not _SPEC_NAME.fullmatch(name):
         raise ConfigurationError(
             f"{name!r} cannot be a kernel spec's name.", hint="Use letters, digits, '.', '_' and '-' only."
         )
     chosen = instance or (f"lima-kernels-{name}" if environment else "lima-kernels")
-    if not _INSTANCE_NAME.match(chosen):
+    if not _INSTANCE_NAME.fullmatch(chosen):
         raise ConfigurationError(
             f"{chosen!r} cannot be a Lima instance's name.",
             hint="Use letters and digits, with '.', '_' or '-' between.",
@@ -62,7 +78,7 @@ def make_request(
         config["environment"] = str(environment.resolve())
     if attach:
         config["attach"] = True
-    return Request(name, display_name, config)
+    return Request(name.lower(), display_name, config)
 
 
 def _document(request: Request) -> dict[str, Any]:
@@ -105,15 +121,15 @@ def write(request: Request, *, user: bool, prefix: str | None) -> Path:
 def installed() -> list[Installed]:
     """Return our kernel specs, whether or not their provisioner can be loaded."""
     found = []
-    manager = KernelSpecManager()
-    for name, directory in sorted(manager.find_kernel_specs().items()):
+    for name, directory in sorted(KernelSpecManager().find_kernel_specs().items()):
         try:
-            stanza = manager.get_kernel_spec(name).metadata.get("kernel_provisioner", {})
-            display_name = manager.get_kernel_spec(name).display_name
-        except (NoSuchKernel, ValueError, OSError):
+            document = msgspec.json.decode((Path(directory) / "kernel.json").read_bytes(), type=_Document)
+        except (OSError, msgspec.DecodeError):
+            # Somebody else's, and damaged.
             continue
-        if stanza.get("provisioner_name") == PROVISIONER:
-            found.append(Installed(name, display_name, Path(directory), stanza.get("config", {})))
+        stanza = document.metadata.kernel_provisioner
+        if stanza is not None and stanza.provisioner_name == PROVISIONER:
+            found.append(Installed(name, document.display_name, Path(directory), stanza.config))
     return found
 
 
@@ -123,7 +139,7 @@ def remove(name: str) -> Path:
     :raises ConfigurationError: when there is none of that name.
     """
     ours = {found.name: found for found in installed()}
+    name = name.lower()
     if name not in ours:
         raise ConfigurationError(f"There is no kernel spec {name!r} of ours.", hint=nearest(name, list(ours)))
-    shutil.rmtree(ours[name].directory)
-    return ours[name].directory
+    return Path(KernelSpecManager().remove_kernel_spec(name))

@@ -196,7 +196,7 @@ class LimaProvisioner(KernelProvisionerBase):
         if self._session is not None:
             try:
                 await runtime().run(self._session.signal(signum))
-            except LimaKernelsError as error:
+            except (LimaKernelsError, TimeoutError) as error:
                 self.log.warning("Signal %d did not reach the kernel: %s", signum, error)
 
     async def kill(self, restart: bool = False) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import shutil
@@ -25,7 +24,9 @@ logger = logging.getLogger(__name__)
 
 # A kernel that went with its VM ended as if it had been killed.
 GONE = -int(signal.SIGKILL)
+# Seconds.
 RETRY_INTERVAL = 2.0
+SIGNAL_TIMEOUT = 10.0
 
 
 class Launch(NamedTuple):
@@ -156,7 +157,13 @@ class Session:
         """Send a signal to the kernel's process group."""
         if self.exit is None:
             self._end_is_wanted = self._end_is_wanted or signum in (signal.SIGTERM, signal.SIGKILL)
-            await self._guest.forkserver.signal(self._name, signum)
+            try:
+                await self._guest.forkserver.signal(self._name, signum)
+            except ConnectionFailed:
+                # The keeper is at it already.
+                async with asyncio.timeout(SIGNAL_TIMEOUT):
+                    guest = await self._vm.reconnect(self._wish)
+                await guest.forkserver.signal(self._name, signum)
 
     async def wait(self) -> int:
         """Wait for the kernel's end and return its exit code, negative for a signal."""
@@ -167,8 +174,7 @@ class Session:
     # Ending
 
     async def _remove(self) -> None:
-        with contextlib.suppress(LimaKernelsError):
-            await self._guest.forkserver.remove(self._name)
+        await self._vm.remove(self._name, self._wish)
 
     async def close(self) -> None:
         """End what is left of the kernel, close its channels and remove its files; may be called twice."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from filelock import AsyncFileLock, Timeout
 
 from . import paths
-from .errors import ConnectionFailed, InstanceError, LimactlError, PhaseTimeout
+from .errors import ConnectionFailed, InstanceError, LimactlError, LimaKernelsError, PhaseTimeout
 from .guest import kernels, mounts
 from .guest.connection import Connection, Endpoint, KeyStore, wait_for_connection
 from .guest.readiness import Facts, Needs, wait_until_ready
@@ -27,6 +27,7 @@ PORT_TIMEOUT = 30.0
 # For one try; between tries it is looked whether the VM still runs.
 RECONNECT_TIMEOUT = 20.0
 CLOSING_TIMEOUT = 5.0
+REMOVAL_TIMEOUT = 10.0
 
 
 class Guest(NamedTuple):
@@ -52,6 +53,7 @@ class VM:
         self.name = name
         self.progress = Progress(name, listener)
         self.watchers: dict[str, Callable[[kernels.KernelExit], None]] = {}
+        self._unwanted: set[str] = set()
         self._limactl = limactl
         self._guest: Guest | None = None
         self._shown: tuple[Path, ...] = ()
@@ -204,6 +206,7 @@ class VM:
                     raise
                 continue
             stack.push_async_callback(forkserver.close)
+            await self._sweep(forkserver)
             return Guest(connection, facts, forkserver)
 
     async def _connect(self, instance: Instance) -> Connection:
@@ -239,6 +242,19 @@ class VM:
                 self._stack = stack.pop_all()
                 self._guest = guest
                 return guest
+
+    async def remove(self, kernel: str, wish: Wish) -> None:
+        """End a kernel and remove what it left; one that cannot be reached now is ended when the guest is next."""
+        self._unwanted.add(kernel)
+        with contextlib.suppress(LimaKernelsError, TimeoutError):
+            async with asyncio.timeout(REMOVAL_TIMEOUT):
+                guest = await self.reconnect(wish)
+                await self._sweep(guest.forkserver)
+
+    async def _sweep(self, forkserver: kernels.Forkserver) -> None:
+        for kernel in tuple(self._unwanted):
+            await forkserver.remove(kernel)
+            self._unwanted.discard(kernel)
 
     async def disconnect(self) -> None:
         """Close the connection; kernels and VM live on. May be called twice."""

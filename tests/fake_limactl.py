@@ -43,7 +43,7 @@ def describe(directory: Path) -> dict:
     return {
         "name": directory.name,
         "status": told().get("status") or ("Running" if running else "Stopped"),
-        "errors": told().get("errors"),
+        "errors": [{} for _ in told().get("errors", ())],
         "dir": str(directory),
         "vmType": "qemu",
         "arch": "x86_64",
@@ -62,7 +62,7 @@ def list_instances(names: list[str]) -> None:
     found = [path.parent for path in sorted(HOME.glob("*/lima.yaml"))]
     chosen = [path for path in found if not names or path.name in names]
     for path in chosen:
-        print(json.dumps(describe(path)))
+        print(json.dumps(describe(path)) + "".join(f"\t{json.dumps(reason)}" for reason in told().get("errors", ())))
     if len(chosen) < len(names):
         fail("unmatched instances")
 

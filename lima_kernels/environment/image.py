@@ -234,7 +234,6 @@ async def build_image(name: str, report: Callable[[str], None]) -> LocalImage:
     """
     check_builder()
     arch = platform.machine()
-    parent = paths.private_directory(paths.images_directory())
     # Within reach of the subordinate user ids that mmdebstrap and unshare work with; a home directory may not be.
     with tempfile.TemporaryDirectory(prefix="lima-kernels-image-", ignore_cleanup_errors=True) as work_name:
         work = Path(work_name)
@@ -271,12 +270,16 @@ async def build_image(name: str, report: Callable[[str], None]) -> LocalImage:
             cmdline=CMDLINE,
         )
         (out / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
-        target = parent / name
-        incoming = parent / f".{name}.new"
-        shutil.rmtree(incoming, ignore_errors=True)
-        shutil.copytree(out, incoming)
-        shutil.rmtree(target, ignore_errors=True)
-        incoming.rename(target)
+        _publish(out, paths.private_directory(paths.images_directory()) / name)
     image = find_image(name)
     assert image is not None
     return image
+
+
+def _publish(built: Path, target: Path) -> None:
+    """Put a built image in its place; an older one stays until the copy is complete."""
+    incoming = target.with_name(f".{target.name}.new")
+    shutil.rmtree(incoming, ignore_errors=True)
+    shutil.copytree(built, incoming)
+    shutil.rmtree(target, ignore_errors=True)
+    incoming.rename(target)

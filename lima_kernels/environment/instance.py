@@ -94,17 +94,24 @@ async def plan(
         images = [_local_entry(local)]
     else:
         base = await limactl.template(environment.image.removeprefix("template:"))
-    has_base = source is Source.LOCAL
     mark = template.OwnerMark(
         version=template.MARK_VERSION,
         environment=environment.digest,
         image=environment.image_digest,
         source=source,
-        provisioned=provision_digest(environment, has_base=has_base),
+        provisioned=provision_digest(environment, has_base=source is Source.LOCAL),
     )
+    return Plan(template.render(_config(environment, directories, images, mark), base), mark)
+
+
+def _config(
+    environment: Environment, directories: Sequence[Path], images: Sequence[dict[str, Any]], mark: template.OwnerMark
+) -> template.Config:
+    # Our own image brings ipykernel, and has the host's certificates built in.
+    has_base = mark.source is Source.LOCAL
     scripts = [{"mode": "system", "script": provision_script(environment, has_base=has_base)}]
     scripts += [{"mode": script.mode.value, "script": script.script} for script in environment.provision]
-    config = template.Config(
+    return template.Config(
         images=images,
         mounts=[
             *({"location": str(directory), "writable": True} for directory in directories),
@@ -115,11 +122,9 @@ async def plan(
             template.GuestFile(paths.GUEST_INSTANCE_FILE, msgspec.json.encode(mark).decode()),
             template.GuestFile(paths.GUEST_CLOUD_CONFIG, _CLOUD_CONFIG),
         ],
-        # Our own image has them built in.
         ca_certificates=() if has_base else host_certificates(),
         cpus=environment.cpus,
         memory=environment.memory,
         disk=environment.disk,
         mount_type=environment.mount_type.value if environment.mount_type else None,
     )
-    return Plan(template.render(config, base), mark)

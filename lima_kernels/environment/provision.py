@@ -18,7 +18,7 @@ _SCRIPT = r"""#!/bin/bash
 set -eu
 venv={venv}
 mkdir -p {prefix}
-# cloud-init writes mount points into fstab as they are, separated by tabs: spaces in them have to be escaped (fstab(5)).
+# cloud-init writes mount points into fstab as they are: spaces in them have to be escaped (fstab(5)).
 awk -F '\t' -v OFS='\t' '$4 ~ /comment=cloudconfig/ {{ gsub(/ /, "\\040", $2) }} {{ print }}' \
   /etc/fstab >/etc/fstab.lima-kernels
 if cmp -s /etc/fstab /etc/fstab.lima-kernels; then
@@ -62,7 +62,8 @@ def provision_digest(environment: Environment, *, has_base: bool) -> str:
     """
     if has_base and not environment.apt and not environment.python:
         return paths.GUEST_PROVISIONED_BY_IMAGE
-    parts = ("base" if has_base else "bare", *environment.apt, "\0", *environment.python)
+    base = "base" if has_base else " ".join(BASE_REQUIREMENTS)
+    parts = (base, *environment.apt, "\0", *environment.python)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

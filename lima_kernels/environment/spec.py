@@ -9,6 +9,7 @@ import enum
 import hashlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ import yaml
 
 from ..errors import ConfigurationError, nearest
 
-_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]i?B)$")
-_ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
-_APT_NAME = re.compile(r"^[a-z0-9][a-z0-9.+-]*(?::[a-z0-9]+)?(?:=[\w.+:~-]+)?$")
+_SIZE = re.compile(r"\d+(?:\.\d+)?\s*[KMGT]i?B")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_APT_NAME = re.compile(r"[a-z0-9][a-z0-9.+-]*(?::[a-z0-9]+)?(?:=[\w.+:~-]+)?")
 
 
 class MountType(enum.Enum):
@@ -129,6 +130,8 @@ def _error(source: str, what: str, hint: str = "") -> ConfigurationError:
 def _explain(source: str, error: msgspec.ValidationError) -> ConfigurationError:
     """Turn msgspec's words into a line that names the field's path."""
     text, _, path = str(error).partition(" - at `$")
+    if not path:
+        text, _, path = str(error).partition(" - at `key` in `$")
     path = path.rstrip("`").lstrip(".")
     unknown = re.match(r"Object contains unknown field `(.+)`", text)
     if unknown:
@@ -141,21 +144,36 @@ def _explain(source: str, error: msgspec.ValidationError) -> ConfigurationError:
     return _error(source, f"{text[0].lower()}{text[1:]} at {path or 'the top'}.", hint)
 
 
+def _locations(environment: Environment) -> Iterator[tuple[str, str]]:
+    """Yield each path of the host with the path of its field."""
+    image = environment.image
+    if isinstance(image, ImageFiles):
+        yield "image.location", image.location
+        for name, part in (("kernel", image.kernel), ("initrd", image.initrd)):
+            if part:
+                yield f"image.{name}.location", part.location
+    for number, mount in enumerate(environment.mounts):
+        yield f"mounts[{number}].location", mount.location
+
+
 def _check(source: str, environment: Environment) -> None:
+    for field, location in _locations(environment):
+        if not location or "\0" in location:
+            raise _error(source, f"expected a path, got {location!r} at {field}.")
     if environment.cpus is not None and environment.cpus < 1:
         raise _error(source, f"cpus must be at least 1, got {environment.cpus} at cpus.")
     for name in ("memory", "disk"):
         value = getattr(environment, name)
-        if value is not None and not _SIZE.match(value):
+        if value is not None and not _SIZE.fullmatch(value):
             raise _error(source, f"expected a size such as 4GiB, got {value!r} at {name}.")
     for number, package in enumerate(environment.apt):
-        if not _APT_NAME.match(package):
+        if not _APT_NAME.fullmatch(package):
             raise _error(source, f"{package!r} is not the name of a Debian package at apt[{number}].")
     for number, requirement in enumerate(environment.python):
         if not requirement.strip() or requirement.lstrip().startswith("-") or "\n" in requirement:
             raise _error(source, f"{requirement!r} is not a Python requirement at python[{number}].")
     for name in environment.env:
-        if not _ENV_NAME.match(name):
+        if not _ENV_NAME.fullmatch(name):
             raise _error(source, f"{name!r} is not the name of an environment variable at env.")
 
 
@@ -191,7 +209,11 @@ def parse(text: str, *, source: str, base: Path) -> Environment:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise _error(f"{source}{where}", f"not YAML: {getattr(error, 'problem', None) or error}.") from error
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise _error(f"{source}{where}", f"not YAML: {problem}.") from error
+    except ValueError as error:
+        # A date or a tagged number that Python cannot make.
+        raise _error(source, f"not YAML: {error}.") from error
     if value is None:
         value = {}
     if not isinstance(value, dict):

@@ -24,7 +24,6 @@ import shutil
 import signal
 import socket
 import sys
-import traceback
 
 PRELOAD = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "IPython.core.completer", "psutil")
 OUTPUT_LOG = "output.log"
@@ -94,13 +93,10 @@ class Server:
         self.failure = ""
         self.selector = selectors.DefaultSelector()
         self.selector.register(listener, selectors.EVENT_READ, self.accept)
-        wake_r, wake_w = os.pipe()
-        os.set_blocking(wake_r, False)
-        os.set_blocking(wake_w, False)
-        self.wake = (wake_r, wake_w)
-        signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
+        self.wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self.wake[1], warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        self.selector.register(wake_r, selectors.EVENT_READ, self.reap)
+        self.selector.register(self.wake[0], selectors.EVENT_READ, self.reap)
 
     def serve(self):
         while True:
@@ -165,12 +161,8 @@ class Server:
         try:
             request = json.loads(line)
             number = request.get("id")
-            handler = {"spawn": self.spawn, "signal": self.signal, "list": self.list, "remove": self.remove}.get(
-                request.get("op")
-            )
-            if handler is None:
-                raise Refused("unknown operation %r" % request.get("op"))
-            reply = handler(client, request)
+            operations = {"spawn": self.spawn, "signal": self.signal, "list": self.list, "remove": self.remove}
+            reply = operations[request["op"]](client, request)
         except Refused as error:
             reply = {"error": str(error)}
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
@@ -220,7 +212,7 @@ class Server:
             self.send(client, reply)
 
     def signal(self, _client, request):
-        kernel = self.find(request)
+        kernel = self.kernels[request["kernel"]]
         if kernel.code is None:
             # The child calls setsid first thing; until it has, there is no group of its own to signal.
             with contextlib.suppress(ProcessLookupError):
@@ -240,12 +232,6 @@ class Server:
             del self.kernels[kernel.name]
             shutil.rmtree(kernel.directory, ignore_errors=True)
         return {"ok": {}}
-
-    def find(self, request):
-        try:
-            return self.kernels[request["kernel"]]
-        except KeyError:
-            raise Refused("there is no kernel of that name") from None
 
     # Children
 
@@ -400,17 +386,12 @@ def main():
     server.failure = preload()
     try:
         server.serve()
-    except Spawned as spawned:
-        os.close(lock)
-        server.close_in_child()
-        del server
-        try:
-            run_kernel(spawned)
-        except SystemExit:
-            raise
-        except BaseException:
-            traceback.print_exc()
-            return 1
+    except Spawned as caught:
+        spawned = caught
+    os.close(lock)
+    server.close_in_child()
+    # What it raises goes to the kernel's log, as an interpreter's own.
+    run_kernel(spawned)
     return 0
 
 

@@ -11,11 +11,12 @@ from ..lima.models import Mount
 
 # Mounting over these would take the guest's own away. Lima refuses some of them too, but only at `create`.
 _NEVER_BELOW = ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr")
-_NEVER = ("/", "/Users", "/home", "/mnt", "/opt", "/opt/lima-kernels", "/root", "/srv", "/var", "/tmp", "/var/tmp")  # noqa: S108
+_NEVER = ("/", "/Users", "/home", "/mnt", "/opt", "/opt/lima-kernels", "/root", "/srv", "/tmp", "/var")  # noqa: S108
+_NEVER_IN_VAR = ("/var/cache", "/var/lib", "/var/log", "/var/tmp")  # noqa: S108
 
 
 def _is_system(directory: Path) -> bool:
-    return str(directory) in _NEVER or any(directory.is_relative_to(top) for top in _NEVER_BELOW)
+    return str(directory) in (*_NEVER, *_NEVER_IN_VAR) or any(directory.is_relative_to(top) for top in _NEVER_BELOW)
 
 
 def check_directory(directory: Path) -> None:

@@ -20,9 +20,11 @@ MINIMUM_VERSION = (2, 0, 0)
 INSTALL_HINT = "Install Lima: brew install lima, or a release archive from https://lima-vm.io/docs/installation/"
 # Seconds that a verb which only reads or writes files may take.
 SHORT = 60.0
+# `--format=json` fails beyond 64 KiB (a bufio.Scanner's line) and leaves the reasons of a broken instance out.
+_LIST_FORMAT = "--format={{json .}}{{range .Errors}}\t{{json .Error}}{{end}}"
 # Seconds for `stop`: Lima itself gives the host agent and then the VM three minutes each.
 STOP = 400.0
-_LOCATION = re.compile(r"^[\w./:@+-]+$")
+_LOCATION = re.compile(r"\w[\w./:@+-]*")
 
 
 def find_limactl() -> Path:
@@ -104,11 +106,11 @@ class Limactl:
 
     async def list(self) -> tuple[Instance, ...]:
         """Return all instances; a broken one is among them, with its reasons."""
-        return self._decoded((await self._run("list", "--format=json")).stdout)
+        return self._decoded((await self._run("list", _LIST_FORMAT)).stdout)
 
     async def find(self, name: str) -> Instance | None:
         """Return the instance of that name, or None when there is none."""
-        done = await self._run("list", "--format=json", name, check=False)
+        done = await self._run("list", _LIST_FORMAT, name, check=False)
         found = self._decoded(done.stdout)
         if not found and done.returncode not in (0, 1):
             raise self._failure(("list", name), done.returncode, done.stderr.splitlines())
@@ -141,11 +143,13 @@ class Limactl:
 
         :raises InstanceError: when Lima has no such template.
         """
-        if not _LOCATION.match(name):
+        if not _LOCATION.fullmatch(name):
             raise InstanceError(f"{name!r} is not the name of a Lima template.", hint="limactl create --list-templates")
         done = await self._run("template", "copy", "--embed-all", f"template:{name}", "-", check=False)
         if done.returncode:
             names = (await self._run("create", "--list-templates")).stdout.split()
+            if name in names:
+                raise self._failure(("template", "copy", name), done.returncode, done.stderr.splitlines())
             hint = nearest(name, names) or "See them: limactl create --list-templates"
             raise InstanceError(f"There is neither a guest image nor a Lima template {name!r}.", hint=hint)
         return done.stdout

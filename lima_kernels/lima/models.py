@@ -60,7 +60,7 @@ class InstanceConfig(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Instance(msgspec.Struct, frozen=True, rename="camel"):
-    """One line of ``limactl list --format json``; memory and disk in bytes."""
+    """One line of ``limactl list``; memory and disk in bytes."""
 
     name: str
     raw_dir: str = msgspec.field(name="dir")
@@ -97,12 +97,20 @@ _log_decoder = msgspec.json.Decoder(LogLine)
 
 
 def decode_instances(text: str) -> tuple[Instance, ...]:
-    """Decode what ``limactl list --format json`` printed: one object a line, nothing when there is no instance.
+    """Decode what ``limactl list`` printed: a JSON object a line, then its errors as JSON texts, each behind a tab.
 
     :raises msgspec.DecodeError: when a line is not what it should be.
     """
-    lines = (line for line in text.splitlines() if line.strip())
-    return tuple(msgspec.convert(_pruned(msgspec.json.decode(line)), Instance) for line in lines)
+    return tuple(_decode_instance(line) for line in text.split("\n") if line.strip())
+
+
+def _decode_instance(line: str) -> Instance:
+    head, *reasons = line.split("\t")
+    value = _pruned(msgspec.json.decode(head))
+    if isinstance(value, dict):
+        # Go prints an error as an empty object.
+        value["errors"] = [msgspec.json.decode(reason, type=str) for reason in reasons]
+    return msgspec.convert(value, Instance)
 
 
 def _pruned(value: Any) -> Any:

@@ -26,21 +26,23 @@ class Completed(NamedTuple):
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """TERM, a grace period, KILL; returns when the process is reaped, also when cancelled meanwhile."""
-    if process.returncode is not None:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
+    """TERM, a grace period, KILL for the whole group; nothing of it is left when this returns or raises."""
     try:
-        await asyncio.wait_for(asyncio.shield(process.wait()), GRACE)
+        if process.returncode is None:
+            _signal_group(process, signal.SIGTERM)
+            async with asyncio.timeout(GRACE):
+                await process.wait()
     except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-    except asyncio.CancelledError:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        raise
+        pass
+    finally:
+        # Also when the leader has ended: what it left in the background belongs to it.
+        _signal_group(process, signal.SIGKILL)
+        await asyncio.shield(process.wait())
+
+
+def _signal_group(process: asyncio.subprocess.Process, signum: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signum)
 
 
 async def run(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 import yaml
 
+from ..errors import InstanceError
 from .models import Instance
 
 # Where debuggers and other helpers of a kernel listen when they take any free port: never forwarded to the host,
@@ -75,25 +76,41 @@ def render(config: Config, base: str = "") -> str:
     sizes = {"cpus": config.cpus, "memory": config.memory, "disk": config.disk, "mountType": config.mount_type}
     document.update({key: value for key, value in sizes.items() if value is not None})
     document.setdefault("containerd", {"system": False, "user": False})
-    document["ssh"] = {**document.get("ssh", {}), "loadDotSSHPubKeys": False, "forwardAgent": False}
-    ignored = [{"guestPortRange": list(EPHEMERAL_PORTS), "proto": proto, "ignore": True} for proto in ("tcp", "udp")]
-    document["portForwards"] = [*document.get("portForwards", []), *ignored]
+    document["ssh"] = {**(document.get("ssh") or {}), "loadDotSSHPubKeys": False, "forwardAgent": False}
+    document["portForwards"] = [*(document.get("portForwards") or []), *_ignored_ports()]
     files = [{"mode": "data", "path": file.path, "content": file.content} for file in config.files]
-    document["provision"] = [*document.get("provision", []), *files, *config.provision]
+    document["provision"] = [*(document.get("provision") or []), *files, *config.provision]
     if config.ca_certificates:
         document["caCerts"] = {"certs": list(config.ca_certificates)}
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _ignored_ports() -> list[dict[str, Any]]:
+    """Rules for loopback, and for all addresses: a rule for the one does not hold for the other."""
+    anywhere = {"guestIP": "0.0.0.0", "guestIPMustBeZero": False}  # noqa: S104
+    return [
+        {**where, "guestPortRange": list(EPHEMERAL_PORTS), "proto": proto, "ignore": True}
+        for where in ({}, anywhere)
+        for proto in ("tcp", "udp")
+    ]
 
 
 def owner_mark(instance: Instance, path: str) -> OwnerMark | None:
     """Return the mark in an instance's config, or None when the instance is not ours.
 
     :param path: the marked file's path in the guest.
+    :raises InstanceError: when another version of lima-kernels made it, whose mark we cannot read.
     """
     for entry in instance.config.provision:
         if entry.path == path:
             try:
-                return msgspec.json.decode(entry.content, type=OwnerMark)
+                mark = msgspec.json.decode(entry.content, type=OwnerMark)
             except msgspec.DecodeError:
-                return None
+                mark = None
+            if mark is None or mark.version != MARK_VERSION:
+                raise InstanceError(
+                    f"The VM {instance.name!r} was made by another version of lima-kernels.",
+                    hint=f"To make it anew, which deletes its disk: limactl delete --force {instance.name}",
+                )
+            return mark
     return None

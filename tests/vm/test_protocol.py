@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
 import jupyter_kernel_test
+import pytest
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -37,6 +37,6 @@ class TestLimaKernel(jupyter_kernel_test.KernelTests):
         {"code": "from IPython.display import HTML, display; display(HTML('<b>x</b>'))", "mime": "text/html"},
     )
     code_history_pattern = "1?2*"
-    supported_history_operations = ("tail", "search")
+    supported_history_operations = ("tail", "range", "search")
     code_inspect_sample = "zip"
     code_clear_output = "from IPython.display import clear_output; clear_output()"

@@ -1,0 +1,158 @@
+"""The lima.yaml of an instance: what of Lima's template stays, and what tells that the instance is ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+from lima_kernels.errors import InstanceError
+from lima_kernels.lima import template
+from lima_kernels.lima.models import Instance, InstanceConfig, Provision, decode_instances
+from lima_kernels.lima.template import Config, GuestFile, OwnerMark, Source, owner_mark, render
+
+DATA = Path(__file__).parents[1] / "data" / "limactl-2.2"
+MARK_PATH = "/etc/lima-kernels/instance.json"
+EMPTY = Config(images=[], mounts=[], provision=[], files=[])
+MARK = OwnerMark(1, "e" * 64, "i" * 64, Source.TEMPLATE, "p" * 64)
+
+
+def rendered(config: Config, base: str = "") -> dict[str, Any]:
+    document = yaml.safe_load(render(config, base))
+    assert isinstance(document, dict)
+    return document
+
+
+def marked(content: str, path: str = MARK_PATH) -> Instance:
+    return Instance("a", "/a", config=InstanceConfig(provision=(Provision(), Provision(path, content))))
+
+
+@pytest.fixture
+def debian() -> str:
+    return (DATA / "template-debian-13.yaml").read_text()
+
+
+def test_the_templates_mounts_are_dropped(debian: str) -> None:
+    assert yaml.safe_load(debian)["mounts"] == [{"location": "~"}]
+    assert rendered(EMPTY, debian)["mounts"] == []
+
+
+def test_only_the_mounts_that_were_asked_for_are_shown(debian: str) -> None:
+    asked = {"location": "/home/user/nb", "writable": True}
+    assert rendered(EMPTY._replace(mounts=[asked]), debian)["mounts"] == [asked]
+
+
+def test_the_templates_images_and_the_rest_are_kept(debian: str) -> None:
+    base = yaml.safe_load(debian)
+    document = rendered(EMPTY, debian)
+    for key in ("images", "minimumLimaVersion", "mountTypesUnsupported"):
+        assert document[key] == base[key]
+
+
+def test_images_of_ones_own_replace_the_templates(debian: str) -> None:
+    images = [{"location": "/images/disk.qcow2", "arch": "x86_64"}]
+    assert rendered(EMPTY._replace(images=images), debian)["images"] == images
+
+
+def test_sizes_are_lima_s_unless_they_were_asked_for() -> None:
+    base = "cpus: 8\nmemory: 16GiB\n"
+    document = rendered(EMPTY._replace(memory="2GiB", mount_type="9p"), base)
+    assert (document["cpus"], document["memory"], document["mountType"]) == (8, "2GiB", "9p")
+    assert "disk" not in document
+    assert not {"cpus", "memory", "disk", "mountType"} & rendered(EMPTY).keys()
+
+
+@pytest.mark.parametrize("proto", ["tcp", "udp"])
+def test_ephemeral_ports_are_not_forwarded(proto: str) -> None:
+    rules = [rule for rule in rendered(EMPTY)["portForwards"] if rule["proto"] == proto]
+    assert rules
+    assert all(rule["ignore"] is True and rule["guestPortRange"] == [32768, 65535] for rule in rules)
+
+
+@pytest.mark.parametrize("proto", ["tcp", "udp"])
+def test_ephemeral_ports_of_all_addresses_are_not_forwarded_either(proto: str) -> None:
+    # Lima passes over an ignore rule for 127.0.0.1, its default, when the guest listens on 0.0.0.0
+    # (pkg/portfwd/forward.go, forwardingAddresses), and then forwards by its own last rule.
+    rules = [rule for rule in rendered(EMPTY)["portForwards"] if rule["proto"] == proto]
+    assert any(rule.get("guestIP") in ("0.0.0.0", "::") for rule in rules)
+
+
+def test_the_forwards_of_a_template_come_first() -> None:
+    forward = {"guestPort": 40000, "hostPort": 40000}
+    rules = rendered(EMPTY, yaml.safe_dump({"portForwards": [forward]}))["portForwards"]
+    assert rules[0] == forward
+    assert {rule.get("proto") for rule in rules if rule.get("ignore")} == {"tcp", "udp"}
+
+
+def test_the_hosts_keys_and_agent_stay_on_the_host() -> None:
+    base = yaml.safe_dump({"ssh": {"loadDotSSHPubKeys": True, "forwardAgent": True, "localPort": 60022}})
+    assert rendered(EMPTY, base)["ssh"] == {"loadDotSSHPubKeys": False, "forwardAgent": False, "localPort": 60022}
+    assert rendered(EMPTY)["ssh"] == {"loadDotSSHPubKeys": False, "forwardAgent": False}
+
+
+def test_containerd_is_left_out_unless_the_template_has_it() -> None:
+    assert rendered(EMPTY)["containerd"] == {"system": False, "user": False}
+    assert rendered(EMPTY, "containerd: {system: true}")["containerd"] == {"system": True}
+
+
+def test_the_templates_provisioning_runs_before_ours() -> None:
+    theirs = {"mode": "system", "script": "theirs"}
+    ours = {"mode": "user", "script": "ours\n  indented: ✓ {{.UID}}\n"}
+    config = EMPTY._replace(provision=[ours], files=[GuestFile("/etc/a", '{"a": "b"}\n')])
+    assert rendered(config, yaml.safe_dump({"provision": [theirs]}))["provision"] == [
+        theirs,
+        {"mode": "data", "path": "/etc/a", "content": '{"a": "b"}\n'},
+        ours,
+    ]
+
+
+def test_certificates_reach_the_guest_as_they_are() -> None:
+    pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----"
+    assert rendered(EMPTY._replace(ca_certificates=[pem]))["caCerts"] == {"certs": [pem]}
+    assert "caCerts" not in rendered(EMPTY)
+
+
+@pytest.mark.parametrize("key", ["ssh", "portForwards", "provision"])
+def test_a_key_without_a_value_in_the_template_is_no_error(key: str) -> None:
+    assert rendered(EMPTY, f"{key}:\n") == rendered(EMPTY)
+
+
+def test_the_owners_mark_comes_back_as_it_was_written() -> None:
+    text = render(EMPTY._replace(files=[GuestFile(MARK_PATH, msgspec.json.encode(MARK).decode())]))
+    config = msgspec.convert(yaml.safe_load(text), InstanceConfig)
+    assert owner_mark(Instance("a", "/a", config=config), MARK_PATH) == MARK
+
+
+@pytest.mark.parametrize("state", ["running", "stopped", "broken"])
+def test_the_mark_is_found_in_what_limactl_prints(state: str) -> None:
+    (instance,) = decode_instances((DATA / f"list-{state}.json").read_text())
+    mark = owner_mark(instance, MARK_PATH)
+    assert mark is not None
+    assert (mark.version, mark.source, mark.provisioned) == (template.MARK_VERSION, Source.LOCAL, "image")
+    assert len(mark.environment) == len(mark.image) == 64
+
+
+def test_an_instance_that_others_made_has_no_mark() -> None:
+    (garbled,) = decode_instances((DATA / "list-garbled.json").read_text())
+    assert owner_mark(garbled, MARK_PATH) is None
+    assert owner_mark(marked(msgspec.json.encode(MARK).decode(), "/etc/other.json"), MARK_PATH) is None
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "not json", '{"version": "one"}'])
+def test_a_mark_that_cannot_be_read_is_refused(content: str) -> None:
+    with pytest.raises(InstanceError, match="was made by another version of lima-kernels"):
+        owner_mark(marked(content), MARK_PATH)
+
+
+def test_a_mark_of_another_version_is_refused() -> None:
+    later = msgspec.structs.replace(MARK, version=template.MARK_VERSION + 1)
+    with pytest.raises(InstanceError, match="was made by another version of lima-kernels"):
+        owner_mark(marked(msgspec.json.encode(later).decode()), MARK_PATH)
+
+
+def test_a_mark_with_more_fields_is_still_ours() -> None:
+    later = {**msgspec.to_builtins(MARK), "more": [1]}
+    assert owner_mark(marked(msgspec.json.encode(later).decode()), MARK_PATH) == MARK
