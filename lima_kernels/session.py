@@ -124,6 +124,8 @@ class Session:
         while self.exit is None:
             await _first(self._guest.connection.closed.wait(), self._guest.forkserver.wait_closed())
             logger.warning("The connection to the VM %r was lost; connecting again.", self._vm.name)
+            # At once: a client that is let in by a dead listener would wait for its handshake to time out.
+            await self._channels.aclose()
             try:
                 self._guest = await self._vm.reconnect(self._wish)
                 await self._resume()

@@ -31,7 +31,10 @@ def _build(options: argparse.Namespace) -> int:
     with console.status("building the guest image") as status:
 
         def report(line: str) -> None:
-            status.update(f"building the guest image, {time.monotonic() - began:.0f} s: {line[:100]}")
+            if console.is_terminal:
+                status.update(f"building the guest image, {time.monotonic() - began:.0f} s: {line[:100]}")
+            elif line in image.STEPS:
+                print(f"{time.monotonic() - began:5.1f} s  building the guest image: {line}", flush=True)
 
         built = asyncio.run(image.build_image(options.name, report))
     size = built.disk.stat().st_size / 1024**2

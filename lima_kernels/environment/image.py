@@ -47,6 +47,8 @@ PACKAGES = (
     # for people
     *("curl", "git", "less", "nano", "python3", "python3-venv", "python3-pip"),
 )
+# What a build goes through, in order; each is told when it begins.
+STEPS = ("mmdebstrap", "mke2fs", "qemu-img convert")
 # ipywidgets and psutil belong in it: clients expect both of a kernel.
 REQUIREMENTS = ("ipykernel>=6.29", "ipywidgets", "psutil", "numpy", "pandas", "matplotlib")
 
@@ -243,7 +245,7 @@ async def build_image(name: str, report: Callable[[str], None]) -> LocalImage:
         certificates = [work / f"host-{number}.crt" for number, _ in enumerate(host_certificates())]
         for file, pem in zip(certificates, host_certificates(), strict=True):
             file.write_text(pem + "\n")
-        await _step(_mmdebstrap(arch, certificates, archive), "mmdebstrap", report)
+        await _step(_mmdebstrap(arch, certificates, archive), STEPS[0], report)
         finish = _FINISH % {
             "venv": paths.GUEST_VENV.lstrip("/"),
             "provisioned": paths.GUEST_PROVISIONED.lstrip("/"),
@@ -253,12 +255,12 @@ async def build_image(name: str, report: Callable[[str], None]) -> LocalImage:
         try:
             tree.mkdir()
             command = ["sh", "-c", finish, "sh", str(archive), str(tree), str(out)]
-            await _step([*namespace, *command], "mke2fs", report)
+            await _step([*namespace, *command], STEPS[1], report)
         finally:
             # Its files belong to subordinate ids: only the namespace's root may remove them.
             await process.run([*namespace, "rm", "-rf", str(tree)])
         convert = ["qemu-img", "convert", "-c", "-O", "qcow2", "-o", "compression_type=zstd"]
-        await _step([*convert, str(out / "disk.raw"), str(out / "disk.qcow2")], "qemu-img convert", report)
+        await _step([*convert, str(out / "disk.raw"), str(out / "disk.qcow2")], STEPS[2], report)
         (out / "disk.raw").unlink()
         manifest = Manifest(
             version=MANIFEST_VERSION,

@@ -36,8 +36,8 @@ class Pause(enum.Enum):
     """Seconds to wait before the channels that carry requests are forwarded."""
 
     NONE = 0.0
-    # Clients that were cut off come back on each channel by themselves, every 100 ms (ZMQ_RECONNECT_IVL). A request
-    # that arrives before they have subscribed to iopub again would have its output published to nobody.
+    # Clients that were cut off come back on each channel by themselves, every 100 to 200 ms (ZMQ_RECONNECT_IVL). A
+    # request that arrives before they have subscribed to iopub again would have its output published to nobody.
     FOR_SUBSCRIBERS = 0.5
 
 

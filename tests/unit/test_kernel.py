@@ -11,38 +11,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from jupyter_client import BlockingKernelClient, KernelManager
+from jupyter_client import KernelManager
 
+from tests.client import CellError, Notebook
 from tests.fake_guest import FakeGuest
 
 from .conftest import Machine
-
-
-class Notebook:
-    """A started kernel and a client of it."""
-
-    def __init__(self, manager: KernelManager) -> None:
-        self.manager = manager
-        self.client: BlockingKernelClient = manager.client()
-        self.client.start_channels()
-        self.client.wait_for_ready(timeout=60)
-
-    def run(self, code: str) -> str:
-        """Run a cell and return what it printed; raises what it raised, as text."""
-        printed: list[str] = []
-        errors: list[str] = []
-
-        def collect(message: dict) -> None:
-            content = message["content"]
-            if message["msg_type"] == "stream":
-                printed.append(content["text"])
-            elif message["msg_type"] == "error":
-                errors.append(f"{content['ename']}: {content['evalue']}")
-
-        self.client.execute_interactive(code, timeout=60, output_hook=collect)
-        if errors:
-            raise RuntimeError(errors[0])
-        return "".join(printed).strip()
 
 
 @contextmanager
@@ -125,12 +99,9 @@ def test_the_specs_variables_are_substituted_and_passed(machine: Machine, monkey
 
 def test_interrupt_stops_a_cell_and_its_children(machine: Machine) -> None:
     with started(machine) as notebook:
-        # Else ipykernel may abort the next request, as it does with what is queued behind an error.
-        notebook.client.execute("import subprocess; subprocess.run(['sleep', '100'])", stop_on_error=False)
-        until(lambda: notebook.client.get_iopub_msg(timeout=20)["msg_type"] == "execute_input")
+        notebook.begin("import subprocess; subprocess.run(['sleep', '100'])")
         notebook.manager.interrupt_kernel()
-        reply = notebook.client.get_shell_msg(timeout=20)
-        assert reply["content"]["ename"] == "KeyboardInterrupt"
+        assert notebook.reply()["ename"] == "KeyboardInterrupt"
         assert notebook.run("print('alive')") == "alive"
 
 
@@ -139,7 +110,7 @@ def test_restart_keeps_the_vm_and_forgets_variables(machine: Machine) -> None:
         notebook.run("x = 1")
         notebook.manager.restart_kernel()
         notebook.client.wait_for_ready(timeout=60)
-        with pytest.raises(RuntimeError, match="NameError"):
+        with pytest.raises(CellError, match="NameError"):
             notebook.run("x")
         assert len(machine.calls("start")) == 1
         assert machine.calls("stop") == []
@@ -178,10 +149,10 @@ def test_a_result_that_is_ready_after_a_lost_connection_arrives(
     machine: Machine, guest: FakeGuest, transport: str
 ) -> None:
     with started(machine, transport=transport) as notebook:
-        notebook.client.execute("import time; time.sleep(3); y = 5")
-        until(lambda: notebook.client.get_iopub_msg(timeout=20)["msg_type"] == "execute_input")
+        notebook.begin("import time; time.sleep(3); y = 5")
         guest.drop_connections()
-        assert notebook.client.get_shell_msg(timeout=30)["content"]["status"] == "ok"
+        assert notebook.reply()["status"] == "ok"
+        notebook.wait_until_subscribed()
         assert notebook.run("print(y)") == "5"
 
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jupyter_client import BlockingKernelClient, KernelManager
+from jupyter_client import KernelManager
 
 from lima_kernels import paths, runtime
 from lima_kernels.kernelspec import make_request, write
 from lima_kernels.lima.limactl import Limactl
 from lima_kernels.progress import Phase, Step
+from tests.client import Notebook
 
 INSTANCE = "lk-test"
 
@@ -102,29 +103,6 @@ def vm(directories: Path) -> Iterator[str]:
         runtime._runtime = None
     for instance in run(Limactl().list()):
         run(Limactl().delete(instance.name))
-
-
-class Notebook:
-    """A kernel in the VM and a client of it."""
-
-    def __init__(self, manager: KernelManager) -> None:
-        self.manager = manager
-        self.client: BlockingKernelClient = manager.client()
-        self.client.start_channels()
-        self.client.wait_for_ready(timeout=120)
-
-    def run(self, code: str) -> str:
-        printed: list[str] = []
-
-        def collect(message: dict[str, Any]) -> None:
-            content = message["content"]
-            if message["msg_type"] == "stream":
-                printed.append(content["text"])
-            elif message["msg_type"] == "error":
-                raise AssertionError("\n".join(content["traceback"]))
-
-        self.client.execute_interactive(code, timeout=120, output_hook=collect)
-        return "".join(printed).strip()
 
 
 @pytest.fixture

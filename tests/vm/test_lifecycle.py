@@ -19,8 +19,9 @@ from lima_kernels import runtime
 from lima_kernels.lima.limactl import Limactl
 from lima_kernels.lima.models import Status
 from lima_kernels.progress import Phase, Step
+from tests.client import Notebook
 
-from .conftest import INSTANCE, Figures, Notebook, entered, run
+from .conftest import INSTANCE, Figures, entered, run
 
 pytestmark = pytest.mark.timeout(900)
 Start = Callable[..., Notebook]
@@ -95,15 +96,10 @@ def test_nothing_else_of_home_is_visible(start: Start, notebooks: Path) -> None:
 def test_interrupt_ends_a_sleep_and_keeps_the_kernel(start: Start, figures: Figures) -> None:
     notebook = start()
     notebook.run("x = 1")
-    # Else ipykernel may abort the next request, as it does with what is queued behind an error.
-    notebook.client.execute("import time; time.sleep(100)", stop_on_error=False)
-    while notebook.client.get_iopub_msg(timeout=60)["msg_type"] != "execute_input":
-        pass
+    notebook.begin("import time; time.sleep(100)")
     with figures.timed("interrupt of time.sleep(100)"):
         notebook.manager.interrupt_kernel()
-        while (reply := notebook.client.get_shell_msg(timeout=60))["msg_type"] != "execute_reply":
-            pass
-    assert reply["content"]["ename"] == "KeyboardInterrupt"
+        assert notebook.reply()["ename"] == "KeyboardInterrupt"
     assert notebook.run("print(x)") == "1"
 
 

@@ -1,0 +1,65 @@
+"""A started kernel and a blocking client of it, as the tests use them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jupyter_client import BlockingKernelClient, KernelManager
+
+
+class CellError(Exception):
+    """What a cell raised: its name and text."""
+
+
+class Notebook:
+    """A kernel that runs, and a client that is ready."""
+
+    def __init__(self, manager: KernelManager) -> None:
+        self.manager = manager
+        self.client: BlockingKernelClient = manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=120)
+
+    def run(self, code: str) -> str:
+        """Run a cell and return what it printed.
+
+        :raises CellError: when it raised.
+        """
+        printed: list[str] = []
+        errors: list[str] = []
+
+        def collect(message: dict[str, Any]) -> None:
+            content = message["content"]
+            if message["msg_type"] == "stream":
+                printed.append(content["text"])
+            elif message["msg_type"] == "error":
+                errors.append(f"{content['ename']}: {content['evalue']}")
+
+        reply = self.client.execute_interactive(code, timeout=120, output_hook=collect)
+        if errors or reply["content"]["status"] != "ok":
+            raise CellError(*errors, reply["content"])
+        return "".join(printed).strip()
+
+    def begin(self, code: str) -> None:
+        """Start a cell and return once it runs."""
+        # Without stop_on_error: else ipykernel may abort the next request, as it does with what is queued behind one
+        # that failed.
+        self.client.execute(code, stop_on_error=False)
+        while self.client.get_iopub_msg(timeout=60)["msg_type"] != "execute_input":
+            pass
+
+    def wait_until_subscribed(self) -> None:
+        """Wait until the kernel greets a subscriber that came back.
+
+        libzmq subscribes anew only when the socket's owner next looks at it; a client with an event loop does so at
+        once, a blocking one here.
+        """
+        while self.client.get_iopub_msg(timeout=60)["msg_type"] != "iopub_welcome":
+            pass
+
+    def reply(self) -> dict[str, Any]:
+        """Return the content of the next reply to a cell."""
+        while (reply := self.client.get_shell_msg(timeout=60))["msg_type"] != "execute_reply":
+            pass
+        content: dict[str, Any] = reply["content"]
+        return content
