@@ -176,10 +176,8 @@ class Server:
         if self.failure:
             raise Refused(self.failure)
         name = request["kernel"]
-        if not name.isalnum() or len(name) > 64:
-            raise Refused("a kernel's name must be alphanumeric")
-        if name in self.kernels:
-            raise Refused("there is a kernel of that name already")
+        if not name.isalnum() or name in self.kernels:
+            raise Refused("a kernel's name must be new and alphanumeric")
         request["cwd"] = os.path.expanduser(request["cwd"])
         if not os.path.isdir(request["cwd"]):
             raise Refused("there is no directory %s in the guest" % request["cwd"])
@@ -328,12 +326,13 @@ def preload():
 
 
 def notify_started():
-    """Tell systemd, where it started us, that the socket is there (sd_notify(3))."""
+    """Tell systemd, where it started us, that the socket is there (sd_notify(3)); returns the exit code for that."""
     address = os.environ.pop("NOTIFY_SOCKET", "")
     if address:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.connect("\0" + address[1:] if address.startswith("@") else address)
             sock.send(b"READY=1")
+    return 0
 
 
 def detach():
@@ -368,14 +367,15 @@ def main():
     parser.add_argument("--detach", action="store_true", help="return when the socket is there")
     options = parser.parse_args()
     os.umask(0o077)
-    os.makedirs(options.root, exist_ok=True)
-    # Whoever holds the lock serves; a second server that was started at the same moment has nothing to do.
     lock = os.open(options.socket + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        notify_started()
-        return 0
+        # Another server was started at the same moment, and serves.
+        return notify_started()
+    # What kernels left that a shutdown of the guest ended.
+    shutil.rmtree(os.path.join(options.root, "k"), ignore_errors=True)
+    os.makedirs(os.path.join(options.root, "k"))
     started = detach() if options.detach else None
     server = Server(options.root, listen(options.socket))
     notify_started()

@@ -79,10 +79,11 @@ class Layout:
     """Where things lie in one guest: absolute paths below its user's home."""
 
     def __init__(self, facts: Facts) -> None:
-        self.root = f"{facts.home}/{paths.GUEST_STATE}"
         version = hashlib.sha256(f"{facts.python}\0{program()}".encode()).hexdigest()[:12]
-        self.program = f"{self.root}/forkserver-{version}.py"
-        self.socket = f"{self.root}/fs-{version}"
+        # Each version of the forkserver has a directory of its own, whose kernels are its own to clean up.
+        self.root = f"{facts.home}/{paths.GUEST_STATE}/{version}"
+        self.program = f"{self.root}/forkserver.py"
+        self.socket = f"{self.root}/socket"
         self.unit = f"lima-kernels-{facts.uid}-{version}"
 
     def channels(self, kernel: str) -> str:

@@ -18,6 +18,7 @@ import pytest
 from lima_kernels import runtime
 from lima_kernels.lima.limactl import Limactl
 from lima_kernels.lima.models import Status
+from lima_kernels.lima.template import EPHEMERAL_PORTS
 from lima_kernels.progress import Phase, Step
 from tests.client import Notebook
 
@@ -47,7 +48,7 @@ def guest_shell(command: str) -> str:
 
 
 def kernels_in_guest() -> list[str]:
-    return guest_shell("ls ~/.lima-kernels/k").split()
+    return guest_shell("ls ~/.lima-kernels/*/k").split()
 
 
 def test_first_start_makes_the_vm_and_runs_a_cell(
@@ -144,8 +145,14 @@ def test_no_port_of_ours_is_open_anywhere(start: Start) -> None:
     listening_before = {c.laddr.port for c in psutil.Process().net_connections() if c.status == psutil.CONN_LISTEN}
     notebook = start()
     notebook.run("print(1)")
-    # The guest's system has sshd and its resolver; whatever a kernel of ours listened on would be Python's.
-    assert "python" not in guest_shell("sudo ss --listening --tcp --udp --processes --numeric")
+    # The one port that ipykernel opens itself, for the output of forked children (`IOPubThread._setup_pipe_in`), is on
+    # the guest's loopback and among those that are never forwarded.
+    in_guest = guest_shell("sudo ss --no-header --listening --tcp --udp --processes --numeric").splitlines()
+    of_kernels = [line.split()[4] for line in in_guest if "python" in line]
+    assert len(of_kernels) == 1
+    address, _, port = of_kernels[0].rpartition(":")
+    assert address == "127.0.0.1"
+    assert int(port) >= EPHEMERAL_PORTS[0]
     after = {c.laddr.port for c in psutil.Process().net_connections() if c.status == psutil.CONN_LISTEN}
     assert after == listening_before
     # Lima forwards what it calls safe; nothing but its own SSH port may answer for this VM on the host.
@@ -157,6 +164,7 @@ def test_no_port_of_ours_is_open_anywhere(start: Start) -> None:
         if c.status == psutil.CONN_LISTEN
     }
     assert instance.ssh_local_port in ports
+    assert int(port) not in ports
     assert [port for port in ports if _is_zmq(port)] == []
 
 

@@ -36,7 +36,17 @@ class TestLimaKernel(jupyter_kernel_test.KernelTests):
     code_display_data = (
         {"code": "from IPython.display import HTML, display; display(HTML('<b>x</b>'))", "mime": "text/html"},
     )
-    code_history_pattern = "1?2*"
-    supported_history_operations = ("tail", "range", "search")
     code_inspect_sample = "zip"
     code_clear_output = "from IPython.display import clear_output; clear_output()"
+
+    def test_history(self) -> None:
+        """Tail and search, as ipykernel has them."""
+        for _ in range(2):
+            self.execute_helper(code="1+2")
+        for query in ({"hist_access_type": "tail", "n": 2}, {"hist_access_type": "search", "pattern": "1?2*", "n": 2}):
+            self.flush_channels()
+            message_id = self.kc.history(raw=True, output=False, **query)
+            reply = self.get_non_kernel_info_reply(timeout=60)
+            assert reply is not None
+            jupyter_kernel_test.msgspec_v5.validate_message(reply, "history_reply", message_id)
+            assert [entry[2] for entry in reply["content"]["history"]] == ["1+2", "1+2"]
