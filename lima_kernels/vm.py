@@ -75,7 +75,6 @@ class VM:
             if self._guest is not None and self._is_ready_for(wish):
                 return self._guest
             self.progress.restart()
-            await self.disconnect()
             try:
                 async with asyncio.timeout(wish.create_timeout) as limit:
                     return await self._prepare(wish, limit)
@@ -102,6 +101,10 @@ class VM:
             await self._limactl.version()
             async with self._lock(wish.boot_timeout):
                 instance, created = await present(self._limactl, self.name, wish, self.progress)
+                if self._guest is not None and not self._guest.is_lost():
+                    # It runs, and shows the directory: other kernels' connection is not touched for that.
+                    return self._guest
+                await self.disconnect()
                 limit.reschedule(asyncio.get_running_loop().time() + wish.boot_timeout)
                 boot = None
                 if instance.status is not Status.RUNNING:
@@ -112,11 +115,14 @@ class VM:
                     )
                     await boot.ssh_port
                 instance = await self._with_port()
-            guest = await self._reach(stack, instance, wish, boot)
-            self._stack = stack.pop_all()
-            self._guest = guest
-            self._shown = tuple(Path(mount.location) for mount in mounts.at_same_path(instance.config.mounts))
-            return guest
+            return self._keep(stack, await self._reach(stack, instance, wish, boot), instance)
+
+    def _keep(self, stack: AsyncExitStack, guest: Guest, instance: Instance) -> Guest:
+        """Make a guest the one that all kernels share."""
+        self._stack = stack.pop_all()
+        self._guest = guest
+        self._shown = tuple(Path(mount.location) for mount in mounts.at_same_path(instance.config.mounts))
+        return guest
 
     def _undo_boot(self, created: bool, limit: asyncio.Timeout) -> Callable[..., Awaitable[None]]:
         """What to do when the block of a boot ends by an error: a VM that does not boot is not left half-started.
@@ -239,9 +245,7 @@ class VM:
                     raise ConnectionFailed(
                         f"The VM {self.name!r} could not be reached again within {RECONNECT_TIMEOUT:.0f} s."
                     ) from error
-                self._stack = stack.pop_all()
-                self._guest = guest
-                return guest
+                return self._keep(stack, guest, instance)
 
     async def remove(self, kernel: str, wish: Wish) -> None:
         """End a kernel and remove what it left; one that cannot be reached now is ended when the guest is next."""

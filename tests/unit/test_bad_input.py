@@ -288,8 +288,9 @@ def test_an_image_file_that_is_none(machine: Machine) -> None:
     assert line.startswith(f"The file {machine.root}/image.qcow2 is not a disk image.")
 
 
-def test_a_running_vm_cannot_be_given_another_directory(machine: Machine) -> None:
+def test_a_running_vm_cannot_be_given_another_directory(machine: Machine, guest: FakeGuest) -> None:
     manager = start(machine)
+    connections = list(guest.connections)
     other = machine.root / "other"
     other.mkdir()
     with pytest.raises(MountError) as caught:
@@ -299,6 +300,7 @@ def test_a_running_vm_cannot_be_given_another_directory(machine: Machine) -> Non
         "and a running VM cannot be given another directory. "
         "Stop it, which ends its kernels, and start again: lima-kernels stop lima-kernels"
     )
+    assert guest.connections == connections
     manager.shutdown_kernel(now=True)
 
 

@@ -157,6 +157,19 @@ def test_a_result_that_is_ready_after_a_lost_connection_arrives(
         assert notebook.run("print(y)") == "5"
 
 
+def test_a_new_kernel_after_a_lost_connection_uses_the_one_that_was_made_anew(
+    machine: Machine, guest: FakeGuest
+) -> None:
+    with started(machine) as one:
+        guest.drop_connections()
+        until(lambda: len(guest.connections) == 1)
+        assert one.run("print('back')") == "back"
+        connections = list(guest.connections)
+        with started(machine) as two:
+            assert two.run("print(2)") == "2"
+        assert guest.connections == connections
+
+
 def test_unreachable_is_not_dead_but_a_stopped_vm_is(machine: Machine, guest: FakeGuest) -> None:
     with started(machine) as notebook:
         guest.stop_listening()
