@@ -8,6 +8,7 @@ of ``$LIMA_HOME/_calls``.
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -96,6 +97,8 @@ def hang() -> None:
 
 def template(arguments: list[str]) -> None:
     if arguments[0] == "validate":
+        if not re.fullmatch(r"[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*", Path(arguments[1]).stem):
+            fail(f"filename `{arguments[1]}` is invalid")
         if not yaml.safe_load(Path(arguments[1]).read_text()).get("images"):
             fail("no images")
         return

@@ -167,15 +167,13 @@ class Limactl:
 
     async def replace_config(self, instance: Instance, config: str) -> None:
         """Give a stopped instance another lima.yaml, once Lima has found nothing wrong with it."""
-        fd, name = tempfile.mkstemp(dir=instance.dir, prefix="lima-kernels-", suffix=".yaml")
-        incoming = Path(name)
-        try:
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                file.write(config)
+        with tempfile.TemporaryDirectory(dir=instance.dir) as work:
+            # Lima takes the file's name for an instance's, and refuses what cannot be one.
+            incoming = Path(work) / "lima.yaml"
+            incoming.touch(mode=0o600)
+            incoming.write_text(config, encoding="utf-8")
             await self._run("template", "validate", str(incoming))
             incoming.replace(instance.dir / "lima.yaml")
-        finally:
-            incoming.unlink(missing_ok=True)
 
     async def stop(self, name: str) -> None:
         """Shut an instance down as its power button would."""
