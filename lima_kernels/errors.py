@@ -5,8 +5,16 @@ Texts and exit codes are made from these fields by the command line and the prov
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
+
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def printable(line: str) -> str:
+    """Return a line without control characters: what a guest wrote must not steer anybody's terminal."""
+    return _CONTROL.sub("", line)
 
 
 class LimaKernelsError(Exception):
@@ -23,7 +31,7 @@ class LimaKernelsError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
-        self.context = tuple(context)
+        self.context = tuple(printable(line) for line in context)
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".rstrip()

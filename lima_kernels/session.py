@@ -191,20 +191,24 @@ async def open_session(vm: VM, wish: Wish, launch: Launch) -> Session:
 
     :raises LimaKernelsError: one line that says what failed.
     """
-    for attempts_left in (1, 0):
-        guest = await vm.ensure(wish)
-        session = Session(vm, wish, guest, secrets.token_hex(8))
-        try:
-            await session.start(launch)
-            return session
-        except ConnectionFailed:
-            await session.close()
-            if not guest.is_lost() or not attempts_left:
-                raise
-        except BaseException:
-            await asyncio.shield(session.close())
+    guest = await vm.ensure(wish)
+    try:
+        return await _started(vm, wish, guest, launch)
+    except ConnectionFailed:
+        # A connection that looked alive may have been dead for a while: a laptop slept.
+        if not guest.is_lost():
             raise
-    raise AssertionError("unreachable")
+    return await _started(vm, wish, await vm.ensure(wish), launch)
+
+
+async def _started(vm: VM, wish: Wish, guest: Guest, launch: Launch) -> Session:
+    session = Session(vm, wish, guest, secrets.token_hex(8))
+    try:
+        await session.start(launch)
+    except BaseException:
+        await asyncio.shield(session.close())
+        raise
+    return session
 
 
 def describe(code: int) -> str:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from ..errors import InstanceError
+from ..errors import InstanceError, printable
 from .limactl import Limactl
 from .models import decode_log_line
 
@@ -17,7 +17,6 @@ _SSH_PORT = re.compile(r"^SSH Local Port: (\d+)$")
 LOG_TAIL = 20
 # No more of a serial log is read than this many bytes from its end.
 _SERIAL_TAIL = 16 * 1024
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def serial_tail(files: list[Path], lines: int = LOG_TAIL) -> list[str]:
@@ -29,7 +28,7 @@ def serial_tail(files: list[Path], lines: int = LOG_TAIL) -> list[str]:
                 text = opened.read().decode(errors="replace")
         except OSError:
             continue
-        clean = [line for raw in text.splitlines() if (line := _CONTROL.sub("", raw).strip())]
+        clean = [line for raw in text.splitlines() if (line := printable(raw).strip())]
         if clean:
             return clean[-lines:]
     return []

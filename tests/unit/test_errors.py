@@ -61,3 +61,8 @@ def test_a_changed_host_key_is_a_failed_connection() -> None:
 )
 def test_the_nearest_name_is_offered_where_one_is_near(name: str, known: list[str], text: str) -> None:
     assert nearest(name, known) == text
+
+
+def test_what_a_guest_wrote_does_not_steer_the_terminal() -> None:
+    error = LimaKernelsError("x", context=["\x1b[2J\x1b]0;title\x07red\x1b[31m", "tab\tstays"])
+    assert error.context == ("]0;titlered", "tab\tstays")
