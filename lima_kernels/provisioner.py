@@ -71,6 +71,8 @@ class LimaProvisioner(KernelProvisionerBase):
             raise ConfigurationError(f"The kernel spec's config is wrong: {error}") from error
         self.connection_info = {}
         self._session: Session | None = None
+        self._cwd: Path | None = None
+        self._shown: Path | None = None
 
     # What the manager asks all the time; served from what is known here.
 
@@ -140,6 +142,7 @@ class LimaProvisioner(KernelProvisionerBase):
             curve=self._curve_keys(),
             timeout=self.kernel_timeout,
         )
+        self._cwd, self._shown = cwd, wish.directory
         self._session = await runtime().run(self._open(wish, launch))
         return self._connection_info(launch)
 
@@ -212,6 +215,13 @@ class LimaProvisioner(KernelProvisionerBase):
         session, self._session = self._session, None
         if session is not None:
             await asyncio.shield(runtime().run(session.close()))
+
+    def resolve_path(self, path: str) -> str | None:
+        """Return a kernel's path as one of this host, where both see the same file; None for all others."""
+        if self._cwd is None or self._shown is None or path.startswith("~"):
+            return None
+        resolved = Path(os.path.abspath(self._cwd / path))
+        return resolved.as_posix() if resolved.is_relative_to(self._shown) and resolved.exists() else None
 
     def get_shutdown_wait_time(self, recommended: float = 5.0) -> float:
         return max(recommended, SHUTDOWN_WAIT)

@@ -1,0 +1,238 @@
+"""jupyter_client's contract with a provisioner, through each of its managers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from jupyter_client import AsyncKernelManager, AsyncMultiKernelManager, KernelManager, MultiKernelManager
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.provisioning import KernelProvisionerFactory
+
+from tests.client import Notebook
+from tests.fake_guest import FakeGuest
+
+from .conftest import Machine
+from .test_kernel import lives, started, until
+
+
+@pytest.fixture(autouse=True)
+def _ready(guest: FakeGuest, spec: str) -> None:
+    """Every test here has a guest and the kernel spec."""
+
+
+async def run(manager: AsyncKernelManager, code: str) -> str:
+    client = manager.client()
+    client.start_channels()
+    printed: list[str] = []
+
+    def collect(message: dict[str, Any]) -> None:
+        if message["msg_type"] == "stream":
+            printed.append(message["content"]["text"])
+
+    try:
+        await client.wait_for_ready(timeout=60)
+        await client.execute_interactive(code, timeout=60, output_hook=collect)
+    finally:
+        client.stop_channels()
+    return "".join(printed).strip()
+
+
+async def test_an_async_manager(machine: Machine) -> None:
+    manager = AsyncKernelManager(kernel_name="lima")
+    await manager.start_kernel(cwd=str(machine.notebooks))
+    assert await run(manager, "print(1)") == "1"
+    await manager.restart_kernel(now=True)
+    assert await run(manager, "print(2)") == "2"
+    await manager.shutdown_kernel()
+    assert not await manager.is_alive()
+
+
+def test_a_multi_kernel_manager(machine: Machine) -> None:
+    manager = MultiKernelManager(default_kernel_name="lima")
+    ids = [manager.start_kernel(cwd=str(machine.notebooks)) for _ in range(3)]
+    assert all(manager.is_alive(kernel_id) for kernel_id in ids)
+    manager.shutdown_all(now=True)
+    assert manager.list_kernel_ids() == []
+    assert not list((machine.guest_home / ".lima-kernels").glob("*/k/*"))
+
+
+async def test_pending_kernels(machine: Machine) -> None:
+    manager = AsyncMultiKernelManager(default_kernel_name="lima", use_pending_kernels=True)
+    kernel_id = await manager.start_kernel(cwd=str(machine.notebooks))
+    kernel = manager.get_kernel(kernel_id)
+    await kernel.ready
+    assert await run(kernel, "print('ready')") == "ready"
+    await manager.shutdown_kernel(kernel_id)
+    await kernel.ready
+
+
+async def test_a_start_that_fails_leaves_no_ghost_in_the_multi_kernel_manager(machine: Machine) -> None:
+    machine.tell(fail={"create": "no space left on device"})
+    manager = AsyncMultiKernelManager(default_kernel_name="lima")
+    with pytest.raises(Exception, match="no space left on device"):
+        await manager.start_kernel(cwd=str(machine.notebooks))
+    assert manager.list_kernel_ids() == []
+
+
+def test_each_call_may_come_from_another_loop_and_thread(machine: Machine) -> None:
+    manager = AsyncKernelManager(kernel_name="lima")
+    asyncio.run(manager.start_kernel(cwd=str(machine.notebooks)))
+    answers: list[object] = []
+    other = threading.Thread(target=lambda: answers.append(asyncio.run(manager.is_alive())))
+    other.start()
+    other.join()
+    asyncio.run(manager.shutdown_kernel(now=True))
+    answers.append(asyncio.run(manager.is_alive()))
+    assert answers == [True, False]
+
+
+def test_cleanup_may_come_twice_and_after_a_shutdown(machine: Machine) -> None:
+    with started(machine) as notebook:
+        provisioner = notebook.manager.provisioner
+        assert provisioner is not None
+        notebook.client.stop_channels()
+        notebook.manager.shutdown_kernel()
+        asyncio.run(provisioner.cleanup())
+        asyncio.run(provisioner.cleanup())
+        asyncio.run(provisioner.kill())
+        assert asyncio.run(provisioner.wait()) == 0
+        assert not provisioner.has_process
+
+
+def test_cleanup_of_a_live_kernel_ends_it(machine: Machine) -> None:
+    with started(machine) as notebook:
+        pid = int(notebook.run("import os; print(os.getpid())"))
+        notebook.client.stop_channels()
+        notebook.manager.cleanup_resources()
+        assert not lives(pid)
+
+
+def test_interrupt_before_shutdown_of_an_unreachable_guest_does_not_stop_it(machine: Machine, guest: FakeGuest) -> None:
+    with started(machine) as notebook:
+        guest.stop_listening()
+        guest.drop_connections()
+        (machine.lima_home / "lima-kernels" / "running").unlink()
+        notebook.client.stop_channels()
+        notebook.manager.shutdown_kernel(now=True)
+        assert not notebook.manager.has_kernel
+        guest.listen()
+
+
+def test_extra_arguments_reach_ipykernel(machine: Machine) -> None:
+    manager = KernelManager(kernel_name="lima")
+    manager.start_kernel(cwd=str(machine.notebooks), extra_arguments=["--IPKernelApp.exec_lines=x='of the arguments'"])
+    notebook = Notebook(manager)
+    try:
+        assert notebook.run("print(x)") == "of the arguments"
+    finally:
+        notebook.client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def test_input_is_asked_of_the_client(machine: Machine) -> None:
+    with started(machine) as notebook:
+        notebook.client.execute("print('got', input('what? '))", allow_stdin=True)
+        request = notebook.client.get_stdin_msg(timeout=30)
+        assert request["content"]["prompt"] == "what? "
+        notebook.client.input("this")
+        until(lambda: notebook.client.get_iopub_msg(timeout=30)["content"].get("text", "").startswith("got this"))
+
+
+def control(notebook: Notebook, kind: str, content: dict[str, Any]) -> dict[str, Any]:
+    message = notebook.client.session.msg(kind, content)
+    notebook.client.control_channel.send(message)
+    reply: dict[str, Any] = notebook.client.get_control_msg(timeout=60)["content"]
+    return reply
+
+
+def test_control_carries_debugger_usage_and_subshells(machine: Machine) -> None:
+    with started(machine) as notebook:
+        info = control(
+            notebook, "debug_request", {"type": "request", "seq": 1, "command": "debugInfo", "arguments": {}}
+        )
+        assert info["success"] is True
+        # ipykernel answers with the figures at the top or below "content", as its version has it.
+        usage = control(notebook, "usage_request", {})
+        assert "kernel_memory" in str(usage)
+        assert control(notebook, "create_subshell_request", {})["status"] == "ok"
+
+
+def test_interrupt_by_message(machine: Machine) -> None:
+    with started(machine) as notebook:
+        assert notebook.manager.kernel_spec is not None
+        notebook.manager.kernel_spec.interrupt_mode = "message"
+        notebook.begin("import time; time.sleep(60)")
+        notebook.manager.interrupt_kernel()
+        assert notebook.reply()["ename"] == "KeyboardInterrupt"
+
+
+def test_rich_output_and_comms(machine: Machine) -> None:
+    with started(machine) as notebook:
+        notebook.client.execute("from IPython.display import HTML, display; display(HTML('<b>x</b>'))")
+        until(lambda: "text/html" in notebook.client.get_iopub_msg(timeout=30)["content"].get("data", {}))
+        notebook.client.execute("from comm import create_comm; c = create_comm('of_mine', data={'a': 1})")
+        until(lambda: notebook.client.get_iopub_msg(timeout=30)["msg_type"] == "comm_open")
+
+
+def test_a_path_of_the_kernel_is_resolved_where_both_sides_see_it(machine: Machine) -> None:
+    (machine.notebooks / "module.py").touch()
+    with started(machine) as notebook:
+        resolve = notebook.manager.resolve_path
+        assert resolve("module.py") == str(machine.notebooks / "module.py")
+        assert resolve(str(machine.notebooks / "module.py")) == str(machine.notebooks / "module.py")
+        assert resolve("missing.py") is None
+        assert resolve("../home") is None
+        assert resolve("/etc/passwd") is None
+        assert resolve("~/module.py") is None
+
+
+def test_provisioner_info_is_json_and_can_be_loaded(machine: Machine) -> None:
+    with started(machine) as notebook:
+        provisioner = notebook.manager.provisioner
+        assert provisioner is not None
+        info = asyncio.run(provisioner.get_provisioner_info())
+        assert info["connection_info"]["key"] == notebook.manager.session.key.decode()
+        assert info["instance"] == "lima-kernels"
+
+
+def test_a_spec_without_a_stanza_by_the_default_provisioner(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KernelProvisionerFactory.instance(), "default_provisioner_name", "lima-provisioner")
+    manager = KernelManager(kernel_name="python3")
+    manager._kernel_spec = KernelSpec(
+        argv=["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"], display_name="Python", language="python"
+    )
+    manager.start_kernel(cwd=str(machine.notebooks))
+    notebook = Notebook(manager)
+    try:
+        assert notebook.run("import os; print(os.environ['HOME'])") == str(machine.guest_home)
+    finally:
+        notebook.client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+async def test_two_starts_at_once_make_and_boot_the_vm_once(machine: Machine) -> None:
+    managers = [AsyncKernelManager(kernel_name="lima") for _ in range(2)]
+    await asyncio.gather(*(manager.start_kernel(cwd=str(machine.notebooks)) for manager in managers))
+    assert len(machine.calls("start")) == 1
+    assert len([call for call in machine.calls("create") if "-" in call]) == 1
+    await asyncio.gather(*(manager.shutdown_kernel(now=True) for manager in managers))
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing(machine: Machine, guest: FakeGuest) -> None:
+    guest.stop_listening()
+    manager = AsyncKernelManager(kernel_name="lima")
+    start = asyncio.ensure_future(manager.start_kernel(cwd=str(machine.notebooks)))
+    while not machine.calls("start"):
+        await asyncio.sleep(0.02)
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    guest.listen()
+    assert not manager.has_kernel
+    await manager.start_kernel(cwd=str(machine.notebooks))
+    assert await run(manager, "print('again')") == "again"
+    await manager.shutdown_kernel(now=True)
+    assert len(machine.calls("start")) == 1
