@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from typing import Any
 
 import pytest
-from jupyter_client import AsyncKernelManager, AsyncMultiKernelManager, KernelManager, MultiKernelManager
+from jupyter_client import AsyncKernelManager, KernelManager
+from jupyter_client.ioloop import AsyncIOLoopKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.provisioning import KernelProvisionerFactory
 
@@ -50,33 +53,6 @@ async def test_an_async_manager(machine: Machine) -> None:
     assert not await manager.is_alive()
 
 
-def test_a_multi_kernel_manager(machine: Machine) -> None:
-    manager = MultiKernelManager(default_kernel_name="lima")
-    ids = [manager.start_kernel(cwd=str(machine.notebooks)) for _ in range(3)]
-    assert all(manager.is_alive(kernel_id) for kernel_id in ids)
-    manager.shutdown_all(now=True)
-    assert manager.list_kernel_ids() == []
-    assert not list((machine.guest_home / ".lima-kernels").glob("*/k/*"))
-
-
-async def test_pending_kernels(machine: Machine) -> None:
-    manager = AsyncMultiKernelManager(default_kernel_name="lima", use_pending_kernels=True)
-    kernel_id = await manager.start_kernel(cwd=str(machine.notebooks))
-    kernel = manager.get_kernel(kernel_id)
-    await kernel.ready
-    assert await run(kernel, "print('ready')") == "ready"
-    await manager.shutdown_kernel(kernel_id)
-    await kernel.ready
-
-
-async def test_a_start_that_fails_leaves_no_ghost_in_the_multi_kernel_manager(machine: Machine) -> None:
-    machine.tell(fail={"create": "no space left on device"})
-    manager = AsyncMultiKernelManager(default_kernel_name="lima")
-    with pytest.raises(Exception, match="no space left on device"):
-        await manager.start_kernel(cwd=str(machine.notebooks))
-    assert manager.list_kernel_ids() == []
-
-
 def test_each_call_may_come_from_another_loop_and_thread(machine: Machine) -> None:
     manager = AsyncKernelManager(kernel_name="lima")
     asyncio.run(manager.start_kernel(cwd=str(machine.notebooks)))
@@ -87,6 +63,22 @@ def test_each_call_may_come_from_another_loop_and_thread(machine: Machine) -> No
     asyncio.run(manager.shutdown_kernel(now=True))
     answers.append(asyncio.run(manager.is_alive()))
     assert answers == [True, False]
+
+
+async def test_a_crashed_kernel_is_started_again_by_itself(machine: Machine) -> None:
+    manager = AsyncIOLoopKernelManager(kernel_name="lima")
+    await manager.start_kernel(cwd=str(machine.notebooks))
+    restarted = asyncio.Event()
+    manager.add_restart_callback(restarted.set)
+    pid = int(await run(manager, "import os; print(os.getpid())"))
+    os.kill(pid, signal.SIGKILL)
+    await asyncio.wait_for(restarted.wait(), 30)
+    # The callback comes before the restart; ports are final once the new kernel lives.
+    while not await manager.is_alive():
+        await asyncio.sleep(0.05)
+    assert int(await run(manager, "import os; print(os.getpid())")) != pid
+    assert len(machine.calls("start")) == 1
+    await manager.shutdown_kernel(now=True)
 
 
 def test_cleanup_may_come_twice_and_after_a_shutdown(machine: Machine) -> None:
