@@ -44,7 +44,7 @@ class FakeGuest:
         self._acceptor: asyncssh.SSHAcceptor | None = None
 
     def _do(self, work):
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     def listen(self) -> None:
         self._do(self._listen())
