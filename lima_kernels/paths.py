@@ -75,10 +75,6 @@ def serial_logs(instance_directory: Path) -> list[Path]:
     return [instance_directory / name for name in ("serial.log", "serialp.log", "serialv.log")]
 
 
-def hostagent_log(instance_directory: Path) -> Path:
-    return instance_directory / "ha.stderr.log"
-
-
 def socket_directory(kernel_id: str) -> Path:
     """Make the 0700 directory of one kernel's sockets on the host; short enough for a unix socket in it.
 

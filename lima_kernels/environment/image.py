@@ -242,8 +242,9 @@ async def build_image(name: str, report: Callable[[str], None]) -> LocalImage:
         work.chmod(0o755)
         archive, tree, out = work / "tree.tar", work / "tree", work / "out"
         out.mkdir()
-        certificates = [work / f"host-{number}.crt" for number, _ in enumerate(host_certificates())]
-        for file, pem in zip(certificates, host_certificates(), strict=True):
+        pems = host_certificates()
+        certificates = [work / f"host-{number}.crt" for number in range(len(pems))]
+        for file, pem in zip(certificates, pems, strict=True):
             file.write_text(pem + "\n")
         await _step(_mmdebstrap(arch, certificates, archive), STEPS[0], report)
         finish = _FINISH % {
