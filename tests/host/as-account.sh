@@ -23,6 +23,8 @@ copy=$home/lima-kernels
 rsync --archive --delete --chown="$account:" \
   --exclude=.git --exclude=/build --exclude=/dist --exclude=/.venv --exclude=node_modules --exclude='.*_cache' \
   "$checkout/" "$copy/"
+# What root once made there (a linter's cache) would stop the account.
+chown --recursive "$account:" "$copy"
 
 # What package clients need to reach their registries goes along; nothing else of root's environment does.
 go=$(command -v go || true)
