@@ -1,23 +1,37 @@
-"""See that an instance exists as an environment and a notebook's directory want it; booting it is not done here."""
+"""See that an instance exists as an environment and a notebook's directory want it, or that it ends."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import logging
+import os
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 from . import paths
 from .environment.instance import plan
 from .environment.spec import Environment
-from .errors import InstanceError, MountError
+from .errors import InstanceError, LimactlError, LimaKernelsError, MountError
 from .guest import mounts
-from .lima import template
-from .lima.limactl import Limactl
+from .lima import ending, hostagent, template
+from .lima.limactl import CREATE, Limactl
 from .lima.models import Instance, Status
+from .locks import locked
 from .progress import Phase, Progress
 
 logger = logging.getLogger(__name__)
+
+# Seconds, where a kernel spec names no others: until the instance exists, and then until its guest is ready.
+CREATE_TIMEOUT = CREATE
+BOOT_TIMEOUT = 600.0
+# Seconds for an instance of which only the host agent runs: it is starting just now, or really broken.
+SETTLE_TIMEOUT = 15.0
+SETTLE_INTERVAL = 0.5
+# A create that fails with fewer free bytes than this probably failed for that.
+LOW_SPACE = 2 * 1024**3
 
 
 class Wish(NamedTuple):
@@ -28,13 +42,15 @@ class Wish(NamedTuple):
     :param directory: a host directory that the guest must show, writable, at its own path; None for none.
     :param create_timeout: seconds until the instance exists; an image may have to be downloaded for it.
     :param boot_timeout: seconds for all that follows, until the guest is ready.
+    :param idle_timeout: seconds without a kernel after which the VM shuts itself down; 0 for never.
     """
 
     environment: Environment
     attach: bool
     directory: Path | None
-    create_timeout: float = 3600.0
-    boot_timeout: float = 600.0
+    create_timeout: float = CREATE_TIMEOUT
+    boot_timeout: float = BOOT_TIMEOUT
+    idle_timeout: float = 0.0
 
 
 class Present(NamedTuple):
@@ -55,13 +71,13 @@ async def present(limactl: Limactl, name: str, wish: Wish, progress: Progress) -
     :raises InstanceError: when it is broken, taken by others, or made from another image.
     :raises MountError: when it cannot be given the directory.
     """
-    instance = await limactl.find(name)
+    instance = await _settled(limactl, name, progress)
     if instance is None:
         if wish.attach:
             return Present(await limactl.get(name), created=False)
         progress.enter(Phase.CREATE)
         return Present(await _create(limactl, name, wish), created=True)
-    if instance.status not in (Status.RUNNING, Status.STOPPED):
+    if not instance.is_up and instance.status is not Status.STOPPED:
         raise InstanceError(
             f"The VM {name!r} is {instance.status.value or 'in an unknown state'}: "
             f"{'; '.join(instance.errors) or 'Lima gives no reason'}.",
@@ -79,15 +95,126 @@ async def present(limactl: Limactl, name: str, wish: Wish, progress: Progress) -
     return Present(await _adapted(limactl, instance, mark, wish), created=False)
 
 
+async def _settled(limactl: Limactl, name: str, progress: Progress) -> Instance | None:
+    """Return the instance once it is not about to stop; one that is just being started by others is given a moment.
+
+    The caller's own limit ends the wait for one that stops: Lima gives a guest three minutes for it.
+    """
+    limit: float | None = None
+    clock = asyncio.get_running_loop().time
+    while True:
+        instance = await limactl.find(name)
+        if instance is None or not hostagent.is_alive(instance.host_agent_pid):
+            return instance
+        if ending.is_stopping(instance.dir):
+            if progress.phase is not Phase.STOPPING:
+                progress.enter(Phase.STOPPING)
+            await hostagent.gone(instance.host_agent_pid)
+        elif instance.is_between:
+            limit = limit or clock() + SETTLE_TIMEOUT
+            if clock() > limit:
+                return instance
+            await asyncio.sleep(SETTLE_INTERVAL)
+        else:
+            return instance
+
+
 async def _create(limactl: Limactl, name: str, wish: Wish) -> Instance:
     planned = await plan(limactl, wish.environment, [wish.directory] if wish.directory else [])
+    existed = (paths.lima_home() / name).exists()
     try:
-        await limactl.create(name, planned.config)
+        await limactl.create(name, planned.config, timeout=wish.create_timeout)
         return await limactl.get(name)
-    except BaseException:
-        # Half an instance would be in everybody's way.
-        await asyncio.shield(limactl.delete(name))
+    except BaseException as error:
+        if not existed:
+            # Half an instance would be in everybody's way.
+            await asyncio.shield(_discard(limactl, name, planned.config))
+        if isinstance(error, LimactlError):
+            raise _with_space(error) from error
         raise
+
+
+async def _discard(limactl: Limactl, name: str, config: str) -> None:
+    """Remove what a failed create of ours left; somebody else's instance, made meanwhile, is not ours to touch."""
+    directory = paths.lima_home() / name
+    with contextlib.suppress(LimaKernelsError, OSError):
+        instance = await limactl.find(name)
+        if instance is not None and (owner_mark(instance) is not None or _is_beginning(directory, config)):
+            await limactl.delete(name)
+        elif instance is None and directory.is_dir():
+            # Lima makes the directory first: without a lima.yaml there is nothing in it that it knows.
+            await asyncio.to_thread(_remove_half_made, directory, config)
+
+
+def _is_beginning(directory: Path, config: str) -> bool:
+    """Tell whether an instance's lima.yaml is what was written of ours when the disk was full or limactl ended."""
+    text = (directory / "lima.yaml").read_text(encoding="utf-8", errors="replace")
+    return len(text) < len(config) and config.startswith(text)
+
+
+def _remove_half_made(directory: Path, config: str) -> None:
+    if not any(directory.iterdir()):
+        directory.rmdir()
+    elif (directory / "lima.yaml").exists() and _is_beginning(directory, config):
+        shutil.rmtree(directory)
+
+
+def _with_space(error: LimactlError) -> LimactlError:
+    """Add to limactl's line how much space is left, where that may be the cause."""
+    free = paths.free_space(paths.lima_home())
+    if free >= LOW_SPACE and os.strerror(errno.ENOSPC).lower() not in error.message.lower():
+        return error
+    return LimactlError(
+        f"{error.message} ({free / 1024**2:.0f} MiB are free in {paths.lima_home()}.)",
+        hint="Free some space there, or set LIMA_HOME to a directory on another disk.",
+        context=error.context,
+    )
+
+
+async def stop(limactl: Limactl, progress: Progress, *, force: bool) -> None:
+    """Stop the instance that a progress is about; a start meanwhile waits for it, and what ended it is recorded.
+
+    :param force: end its processes; what its guest had not written to disk is lost.
+    :raises InstanceError: when it is missing, or broken and may not be forced.
+    """
+    name = progress.instance
+    await limactl.get(name)
+    async with locked(progress, BOOT_TIMEOUT):
+        progress.enter(Phase.STOPPING)
+        instance = await limactl.get(name)
+        if instance.status is Status.STOPPED and not force:
+            return
+        if instance.status is not Status.RUNNING and not force:
+            raise InstanceError(
+                f"The VM {name!r} cannot be shut down in good order: it is {instance.status.value or 'unreadable'}: "
+                f"{'; '.join(instance.errors) or 'Lima gives no reason'}.",
+                hint=f"To end it as it is: lima-kernels stop --force {name}",
+            )
+        if instance.status is not Status.STOPPED:
+            ending.note_stop(instance.dir, f"{ending.STOP_COMMAND} --force" if force else ending.STOP_COMMAND)
+        try:
+            await (limactl.stop_forcibly(name) if force else limactl.stop(name))
+        except BaseException:
+            if not ending.is_stopping(instance.dir):
+                ending.forget_stop(instance.dir)
+            raise
+
+
+async def delete(limactl: Limactl, progress: Progress, *, force: bool) -> None:
+    """Delete the instance that a progress is about, with its disk.
+
+    :raises InstanceError: when it is missing, not ours, or runs and may not be forced.
+    """
+    name = progress.instance
+    await limactl.get(name)
+    async with locked(progress, BOOT_TIMEOUT):
+        instance = await limactl.get(name)
+        if owner_mark(instance) is None:
+            raise InstanceError(f"The VM {name!r} was not made by lima-kernels.", hint=f"limactl delete {name}")
+        if instance.is_up and not force:
+            raise InstanceError(f"The VM {name!r} runs.", hint=f"lima-kernels stop {name}, or --force")
+        await limactl.delete(name)
+        ending.forget_stop(instance.dir)
 
 
 def _shown(instance: Instance) -> str:
@@ -112,7 +239,7 @@ async def _adapted(limactl: Limactl, instance: Instance, mark: template.OwnerMar
             f"The VM {instance.name!r} was made from another image than its environment now names.",
             hint=f"To make it anew, which deletes its disk: lima-kernels delete {instance.name}",
         )
-    if instance.status is Status.RUNNING:
+    if instance.is_up:
         if not covered:
             raise MountError(
                 f"The VM {instance.name!r} does not show {wish.directory}, but {_shown(instance)}, "

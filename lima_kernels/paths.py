@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 from jupyter_core.paths import jupyter_data_dir, jupyter_runtime_dir
 
-from .errors import HostError
+from .errors import ConfigurationError, HostError
 
 # A unix socket's path, without the closing NUL: sun_path is 104 bytes on macOS and the BSDs, 108 on Linux.
 UNIX_PATH_MAX_HOST = 103 if sys.platform == "darwin" else 107
@@ -37,14 +38,30 @@ LIMA_BOOT_DONE = "/run/lima-boot-done"
 
 
 def private_directory(path: Path) -> Path:
-    """Make a directory, and its missing parents, that only this user can enter."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.chmod(0o700)
+    """Make a directory, and its missing parents, that only this user can enter.
+
+    :raises HostError: when it cannot be made.
+    """
+    missing = [parent for parent in path.parents if not parent.exists()]
+    try:
+        # `parents=True` would give the parents the default mode.
+        for parent in reversed(missing):
+            parent.mkdir(mode=0o700, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+        path.chmod(0o700)
+    except OSError as error:
+        raise HostError(f"The directory {path} cannot be made and kept private: {error.strerror}.") from error
     return path
 
 
+def free_space(path: Path) -> int:
+    """Return how many bytes an ordinary user can still write below a path, which need not exist yet."""
+    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free
+
+
 def data_directory() -> Path:
-    """Images, locks and records that outlive a process: ``<jupyter data dir>/lima-kernels``."""
+    """Images that were built here: ``<jupyter data dir>/lima-kernels``."""
     return private_directory(Path(jupyter_data_dir()) / "lima-kernels")
 
 
@@ -52,13 +69,52 @@ def images_directory() -> Path:
     return data_directory() / "images"
 
 
-def lock_file(instance: str) -> Path:
-    return private_directory(data_directory() / "locks") / f"{instance}.lock"
-
-
 def lima_home() -> Path:
     """Where Lima keeps its instances: ``$LIMA_HOME`` or ``~/.lima``."""
     return Path(os.environ.get("LIMA_HOME") or Path.home() / ".lima")
+
+
+def instance_state(instance: str) -> Path:
+    """Make the directory of what all processes of this user share about an instance, whether or not it exists yet.
+
+    It lies beside Lima's instances, for it belongs to them and not to one of several Jupyter data directories; Lima
+    takes no name that begins with ``_`` for an instance.
+
+    :raises ConfigurationError: when the name is no name but a path.
+    """
+    if instance in ("", ".", "..") or "/" in instance:
+        raise ConfigurationError(f"{instance!r} cannot be a Lima instance's name.")
+    return private_directory(private_directory(lima_home() / "_lima-kernels") / instance)
+
+
+def leases_directory(instance: str) -> Path:
+    """Make the directory of an instance's leases, one record for each kernel."""
+    return private_directory(instance_state(instance) / "kernels")
+
+
+def lock_file(instance: str) -> Path:
+    """What a process holds while it makes, boots, stops or deletes an instance."""
+    return instance_state(instance) / "lock"
+
+
+def progress_file(instance: str) -> Path:
+    """The present phase of whoever holds the instance's lock."""
+    return instance_state(instance) / "progress.json"
+
+
+def stopped_file(instance: str) -> Path:
+    """Who last stopped the instance, and when."""
+    return instance_state(instance) / "stopped.json"
+
+
+def host_agent_log(instance_directory: Path) -> Path:
+    """What Lima's host agent logged in the instance's last boot, as JSON lines; Lima makes it anew at every start."""
+    return instance_directory / "ha.stderr.log"
+
+
+def ssh_config(instance_directory: Path) -> Path:
+    """Lima's ssh configuration of the instance's last boot; it stays when the instance is stopped."""
+    return instance_directory / "ssh.config"
 
 
 def identity_file() -> Path:
@@ -86,11 +142,11 @@ def socket_directory(kernel_id: str) -> Path:
         path = parent / name
         if len(os.fsencode(path)) + len("/c-5") > UNIX_PATH_MAX_HOST:
             continue
-        private_directory(parent)
-        if parent.stat().st_uid != os.getuid():
+        if parent.exists() and parent.stat().st_uid != os.getuid():
             raise HostError(
                 f"The directory {parent} belongs to another user.", hint="Set TMPDIR to a directory of your own."
             )
+        private_directory(parent)
         return private_directory(path)
     raise HostError(
         f"The path {candidates[0] / name} is too long for a unix socket: at most {UNIX_PATH_MAX_HOST - 4} bytes.",

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import os
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+from . import records
+from .errors import HostError
 
 
 class Phase(enum.Enum):
     """The phases of a kernel's start, in their order; the value is what a person reads."""
 
     CHECK = "looking for the VM"
+    STOPPING = "waiting for the VM to stop"
     CREATE = "creating the VM"
     BOOT = "booting the VM"
     CONNECT = "waiting for SSH"
@@ -23,6 +30,28 @@ class Phase(enum.Enum):
     KERNEL = "starting the kernel"
     FORWARD = "forwarding the channels"
     READY = "ready"
+
+
+class Shared(records.Record, frozen=True, kw_only=True):
+    """The phase that another process is in; ``phase`` is the name of a Phase, maybe of one that we do not know."""
+
+    VERSION: ClassVar[int] = 1
+    version: int = VERSION
+    pid: int
+    phase: str
+
+
+class Holder(NamedTuple):
+    """A process that is at work on an instance, and what it does there; None when it does not say so."""
+
+    pid: int
+    phase: Phase | None
+
+
+def holder(file: Path) -> Holder | None:
+    """Return who shares its phases in a file, or None when nobody has said anything."""
+    found = records.read(file, Shared)
+    return Holder(found.pid, Phase.__members__.get(found.phase)) if found else None
 
 
 class Step(NamedTuple):
@@ -45,6 +74,7 @@ class Progress:
         self.phase = Phase.CHECK
         self._listener = listener
         self._began = time.monotonic()
+        self._file: Path | None = None
 
     def restart(self) -> None:
         """Begin to count elapsed time anew."""
@@ -53,4 +83,22 @@ class Progress:
     def enter(self, phase: Phase, detail: str = "") -> None:
         """Say that a phase begins."""
         self.phase = phase
+        self._share()
         self._listener(Step(self.instance, phase, time.monotonic() - self._began, detail))
+
+    @contextlib.contextmanager
+    def shared(self, file: Path) -> Iterator[None]:
+        """Write the present phase and all that begin in the block to a file, for other processes that wait for us."""
+        self._file = file
+        self._share()
+        try:
+            yield
+        finally:
+            self._file = None
+            records.remove(file)
+
+    def _share(self) -> None:
+        # What others would like to know is no reason to fail.
+        with contextlib.suppress(HostError):
+            if self._file is not None:
+                records.write(self._file, Shared(pid=os.getpid(), phase=self.phase.name))

@@ -16,6 +16,7 @@ from traitlets import Bool, CaselessStrEnum, Float, List, TraitError, Unicode
 from .environment import spec
 from .errors import ConfigurationError, LimaKernelsError, nearest
 from .guest.forwards import Transport
+from .guest.kernels import KernelFacts
 from .guest.mounts import check_directory, directory_to_share
 from .instances import Wish
 from .runtime import runtime
@@ -49,6 +50,20 @@ class LimaProvisioner(KernelProvisionerBase):
     mount = Bool(True, config=True, help="Show the notebook's directory to the VM, at the same path and writable.")
     create_timeout = Float(3600.0, config=True, help="Seconds until a missing VM exists: its image may be downloaded.")
     boot_timeout = Float(600.0, config=True, help="Seconds until the guest is ready; emulation is slow.")
+    kernel = Unicode(
+        "",
+        config=True,
+        help="A kernel that the guest itself has, by its kernel spec's name there; the guest's ipykernel when empty.",
+    )
+    orphan_timeout = Float(
+        86400.0,
+        config=True,
+        help="Seconds that a kernel lives on when its Jupyter server has died; a busy kernel goes on until it is idle. "
+        "The next server that opens the same notebook with the same kernel spec gets it back.",
+    )
+    idle_timeout = Float(
+        0.0, config=True, help="Seconds without a kernel or terminal after which the VM shuts down; 0 for never."
+    )
     kernel_timeout = Float(120.0, config=True, help="Seconds for the kernel itself once the guest is ready.")
     environment_variables = List(
         Unicode(),
@@ -71,8 +86,12 @@ class LimaProvisioner(KernelProvisionerBase):
             raise ConfigurationError(f"The kernel spec's config is wrong: {error}") from error
         self.connection_info = {}
         self._session: Session | None = None
+        self._opening: asyncio.Task[Any] | None = None
+        # Why the last kernel died, for the stderr of the next one.
+        self._obituary = ""
         self._cwd: Path | None = None
         self._shown: Path | None = None
+        self._notebook = ""
 
     # What the manager asks all the time; served from what is known here.
 
@@ -101,6 +120,7 @@ class LimaProvisioner(KernelProvisionerBase):
         await self._close()
         extra = list(kwargs.pop("extra_arguments", None) or [])
         kwargs = await super().pre_launch(cmd=self._arguments() + extra, **kwargs)
+        self._notebook = kwargs["env"].get("JPY_SESSION_NAME", "")
         named = self.kernel_spec.env if self.kernel_spec else {}
         kwargs["env"] = {
             name: value
@@ -112,6 +132,8 @@ class LimaProvisioner(KernelProvisionerBase):
     def _arguments(self) -> list[str]:
         """The arguments that the kernel spec has for ipykernel beyond the connection file."""
         argv = list(self.kernel_spec.argv)
+        if self.kernel:
+            return []
         if not any("ipykernel" in part for part in argv) or "{connection_file}" not in argv:
             raise ConfigurationError(
                 f"The kernel spec's argv {argv} does not start ipykernel.",
@@ -128,23 +150,37 @@ class LimaProvisioner(KernelProvisionerBase):
             directory=self._directory(cwd, environment) if self.mount else None,
             create_timeout=self.create_timeout,
             boot_timeout=self.boot_timeout,
+            idle_timeout=self.idle_timeout,
         )
+        self._cwd, self._shown = cwd, wish.directory
+        launch = self._launch(cmd, cwd, {**environment.env, **kwargs["env"]})
+        try:
+            await runtime().run(self._open(wish, launch))
+        except BaseException:
+            # The caller may have been cancelled when the kernel was there already.
+            await asyncio.shield(runtime().run(self._abandon()))
+            raise
+        self._obituary = ""
+        return self._connection_info()
+
+    def _launch(self, arguments: list[str], cwd: Path, env: dict[str, str]) -> Launch:
         manager: Any = self.parent
-        launch = Launch(
+        return Launch(
             kernel_id=self.kernel_id,
             cwd=cwd if self.mount else Path("~"),
-            env={**environment.env, **kwargs["env"]},
-            arguments=cmd,
+            env=env,
+            arguments=arguments,
+            guest_spec=self.kernel,
             transport=Transport(self.transport),
             key=manager.session.key.decode(),
             signature_scheme=manager.session.signature_scheme,
             kernel_name=manager.kernel_name,
             curve=self._curve_keys(),
+            facts=KernelFacts(session=self._notebook, spec=manager.kernel_name, cwd=str(cwd)),
+            keep=self.orphan_timeout,
             timeout=self.kernel_timeout,
+            notes=[self._obituary] if self._obituary else [],
         )
-        self._cwd, self._shown = cwd, wish.directory
-        self._session = await runtime().run(self._open(wish, launch))
-        return self._connection_info(launch)
 
     def _directory(self, cwd: Path, environment: spec.Environment) -> Path:
         """The directory to show; one that the environment file lists itself needs nothing more."""
@@ -159,8 +195,16 @@ class LimaProvisioner(KernelProvisionerBase):
         root = getattr(getattr(self.parent, "parent", None), "root_dir", None)
         return Path(root) if isinstance(root, str) and root else None
 
-    async def _open(self, wish: Wish, launch: Launch) -> Session:
-        return await open_session(runtime().vm(self.instance), wish, launch)
+    async def _open(self, wish: Wish, launch: Launch) -> None:
+        self._opening = asyncio.current_task()
+        self._session = await open_session(runtime().vm(self.instance), wish, launch)
+
+    async def _abandon(self) -> None:
+        if self._opening is not None:
+            await asyncio.wait([self._opening])
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
     def _curve_keys(self) -> dict[str, str]:
         """The manager's CurveZMQ keys where it wants encryption: made here, used by kernel and clients, end to end."""
@@ -176,19 +220,17 @@ class LimaProvisioner(KernelProvisionerBase):
             "curve_secretkey": manager.curve_secretkey.decode(),
         }
 
-    def _connection_info(self, launch: Launch) -> KernelConnectionInfo:
+    def _connection_info(self) -> KernelConnectionInfo:
         """The connection file's content as the manager compares it: the key is bytes, the curve keys are text."""
         assert self._session is not None
         address = self._session.address
         assert address is not None
         info: dict[str, Any] = {
+            **self._session.connection,
             "transport": address.transport.value,
             "ip": address.ip,
             **address.ports,
-            "key": launch.key.encode(),
-            "signature_scheme": launch.signature_scheme,
-            "kernel_name": launch.kernel_name,
-            **launch.curve,
+            "key": self._session.connection["key"].encode(),
         }
         self.connection_info = cast(KernelConnectionInfo, info)
         return self.connection_info
@@ -214,6 +256,7 @@ class LimaProvisioner(KernelProvisionerBase):
     async def _close(self) -> None:
         session, self._session = self._session, None
         if session is not None:
+            self._obituary = session.obituary()
             await asyncio.shield(runtime().run(session.close()))
 
     def resolve_path(self, path: str) -> str | None:

@@ -12,10 +12,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import paths
-from .errors import ConnectionFailed, InstanceError, LimaKernelsError
-from .guest.forwards import CHANNELS, Address, Pause, Transport, forward_channels, new_address
-from .guest.kernels import KernelExit, Layout
+from . import leases, paths
+from .errors import ConnectionFailed, GuestError, InstanceError, LimaKernelsError, PhaseTimeout
+from .guest.forwards import CHANNELS, Address, Forwards, Transport
+from .guest.kernels import Birth, KernelExit, KernelFacts, KernelState, Ownership
+from .guest.startup import Layout
+from .guest.streams import Claim
 from .instances import Wish
 from .progress import Phase
 from .vm import VM, Guest
@@ -27,95 +29,131 @@ GONE = -int(signal.SIGKILL)
 # Seconds.
 RETRY_INTERVAL = 2.0
 SIGNAL_TIMEOUT = 10.0
+LOST_OUTPUT = "The connection to the VM was lost for a while; some output and replies of that time may be missing."
 
 
 class Launch(NamedTuple):
     """What a kernel is started with.
 
     :param kernel_id: Jupyter's; names the sockets' directory on the host.
+    :param guest_spec: one of the guest's own kernel specs; ipykernel of the guest's environment when empty.
     :param key: the connection's secret, and how messages are signed with it.
     :param curve: the CurveZMQ keys where encryption is on: ``curve_publickey`` and ``curve_secretkey``.
+    :param facts: what notebook and kernel spec it belongs to; a kernel of the same is adopted when its owner is dead.
+    :param keep: seconds that it lives on when its owner dies.
     :param timeout: seconds for the kernel itself, once the guest is ready.
+    :param notes: lines for the stderr of its first cell.
     """
 
     kernel_id: str
     cwd: Path
     env: Mapping[str, str]
     arguments: Sequence[str]
+    guest_spec: str
     transport: Transport
     key: str
     signature_scheme: str
     kernel_name: str
     curve: Mapping[str, str]
+    facts: KernelFacts
+    keep: float
     timeout: float
+    notes: Sequence[str] = ()
+
+    def connection_file(self, guest_prefix: str) -> dict[str, Any]:
+        """Return what the kernel reads in the guest, given the prefix of its sockets."""
+        return {
+            "transport": "ipc",
+            "ip": guest_prefix,
+            **CHANNELS,
+            "key": self.key,
+            "signature_scheme": self.signature_scheme,
+            "kernel_name": self.kernel_name,
+            **self.curve,
+        }
 
 
 class Session:
-    """A kernel that was started in a VM; made by :func:`open_session`, and closed once it is no longer needed.
+    """A kernel in a VM that is ours; made by :func:`open_session` or :func:`adopt`, and closed when no longer needed.
 
-    ``exit`` is None while the kernel lives, or cannot be reached: unreachable is not dead.
+    ``exit`` is None while the kernel lives, or cannot be reached: unreachable is not dead. ``connection`` is the
+    content of the guest's connection file.
+
+    :param name: the kernel's in the guest.
     """
 
-    def __init__(self, vm: VM, wish: Wish, guest: Guest, name: str) -> None:
+    def __init__(self, vm: VM, wish: Wish, guest: Guest, name: str, keep: float) -> None:
         self.exit: KernelExit | None = None
+        self.connection: dict[str, Any] = {}
         self.address: Address | None = None
+        self.name = name
         self._ended = asyncio.Event()
         self._end_is_wanted = False
         self._vm = vm
         self._wish = wish
         self._guest = guest
-        self._name = name
-        self._channels = AsyncExitStack()
+        self._ownership = Ownership(secrets.token_hex(16), keep)
         self._stack = AsyncExitStack()
 
     # Starting
 
-    async def start(self, launch: Launch) -> Address:
-        """Start the kernel, forward its channels and return the host's end; undone by :meth:`close` when it fails."""
-        progress = self._vm.progress
-        directory = paths.socket_directory(launch.kernel_id) if launch.transport is Transport.IPC else None
-        if directory:
-            self._stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        self._host_prefix = (directory or Path()) / "c"
-        self._guest_prefix = Layout(self._guest.facts).channels(self._name)
-        self._vm.watchers[self._name] = self._end
-        self._stack.callback(self._vm.watchers.pop, self._name, None)
+    async def start(self, launch: Launch) -> None:
+        """Start the kernel and forward its channels; undone by :meth:`close` when it fails."""
+        lease = leases.acquire(self._vm.name, self.name, session=launch.facts.session, spec=launch.facts.spec)
+        assert lease is not None
+        self._stack.callback(lease.release, kernel_has_ended=True)
+        self.connection = launch.connection_file(Layout(self._guest.facts).channels(self.name))
+        self._watch()
         self._stack.push_async_callback(self._remove)
-        progress.enter(Phase.KERNEL)
-        await self._guest.forkserver.spawn(
-            self._name,
+        self._vm.progress.enter(Phase.KERNEL)
+        birth = Birth(
             cwd=str(launch.cwd),
             env=launch.env,
-            connection=self._connection_file(launch),
+            connection=self.connection,
             arguments=launch.arguments,
-            timeout=launch.timeout,
+            ownership=self._ownership,
+            facts=launch.facts,
+            spec=launch.guest_spec,
+            notes=launch.notes,
         )
-        progress.enter(Phase.FORWARD)
-        await self._forward(new_address(launch.transport, self._host_prefix), Pause.NONE)
+        try:
+            await self._guest.forkserver.spawn(self.name, birth, timeout=launch.timeout)
+        except TimeoutError as error:
+            raise PhaseTimeout(
+                f"The kernel in {self._vm.name!r} was not ready in time: kernel_timeout ({launch.timeout:.0f} s) was "
+                f"used up {Phase.KERNEL.value}.",
+                hint="Give it more with kernel_timeout in the kernel spec's config.",
+            ) from error
+        await self._forward(launch.transport, launch.kernel_id)
+
+    async def take(self, transport: Transport, kernel_id: str, lease: leases.Lease) -> None:
+        """Be the owner of a kernel that runs already, and forward its channels; given up again when that fails."""
+        self._stack.callback(lease.release, kernel_has_ended=False)
+        self._watch()
+        held = await self._guest.forkserver.hold(self.name, self._ownership)
+        self.connection = held.connection
+        await self._forward(transport, kernel_id)
+
+    def _watch(self) -> None:
+        self._vm.watchers[self.name] = self._end
+        self._stack.callback(self._vm.watchers.pop, self.name, None)
+
+    async def _forward(self, transport: Transport, kernel_id: str) -> None:
+        self._vm.progress.enter(Phase.FORWARD)
+        directory = paths.socket_directory(kernel_id) if transport is Transport.IPC else None
+        if directory:
+            self._stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        self._forwards = Forwards(transport, (directory or Path()) / "c")
+        self._stack.push_async_callback(self._forwards.close)
+        self.address = await self._forwards.listen()
+        await self._connect()
         keeper = asyncio.ensure_future(self._keep())
         self._stack.push_async_callback(_cancelled, keeper)
-        progress.enter(Phase.READY)
-        assert self.address is not None
-        return self.address
+        self._vm.progress.enter(Phase.READY)
 
-    def _connection_file(self, launch: Launch) -> dict[str, Any]:
-        return {
-            "transport": "ipc",
-            "ip": self._guest_prefix,
-            **CHANNELS,
-            "key": launch.key,
-            "signature_scheme": launch.signature_scheme,
-            "kernel_name": launch.kernel_name,
-            **launch.curve,
-        }
-
-    async def _forward(self, like: Address, pause: Pause) -> None:
-        await self._channels.aclose()
-        async with AsyncExitStack() as stack:
-            self.address = await forward_channels(
-                stack, self._guest.connection, self._guest_prefix, self._host_prefix, like=like, pause=pause
-            )
-            self._channels = stack.pop_all()
+    async def _connect(self) -> bool:
+        claim = Claim(self.name, self._ownership.token, self._guest.forkserver.socket)
+        return await self._forwards.connect(self._guest.connection, claim)
 
     # Living
 
@@ -124,48 +162,59 @@ class Session:
         while self.exit is None:
             await _first(self._guest.connection.closed.wait(), self._guest.forkserver.wait_closed())
             logger.warning("The connection to the VM %r was lost; connecting again.", self._vm.name)
-            # At once: a client that is let in by a dead listener would wait for its handshake to time out.
-            await self._channels.aclose()
-            try:
-                self._guest = await self._vm.reconnect(self._wish)
-                await self._resume()
-            except InstanceError as error:
-                self._end(KernelExit(self._name, GONE, (str(error),)))
-            except LimaKernelsError as error:
-                logger.warning("%s", error)
-                await asyncio.sleep(RETRY_INTERVAL)
+            self._forwards.disconnect()
+            while self.exit is None and self._guest.is_lost():
+                try:
+                    self._guest = await self._vm.reconnect(self._wish)
+                    await self._resume()
+                except InstanceError as error:
+                    self._end(KernelExit(self.name, GONE, reason=str(error)))
+                except LimaKernelsError as error:
+                    logger.warning("%s", error)
+                    await asyncio.sleep(RETRY_INTERVAL)
 
     async def _resume(self) -> None:
-        state = (await self._guest.forkserver.list()).get(self._name)
+        forkserver = self._guest.forkserver
+        state = (await forkserver.list()).get(self.name)
         if state is None:
-            self._end(KernelExit(self._name, GONE, ("The guest's forkserver no longer knows the kernel.",)))
+            self._end(KernelExit(self.name, GONE, reason="the guest no longer knows it"))
         elif state.code is not None:
-            self._end(KernelExit(self._name, state.code))
+            self._end(KernelExit(self.name, state.code, reason=state.reason))
         else:
-            assert self.address is not None
-            await self._forward(self.address, Pause.FOR_SUBSCRIBERS)
-            logger.warning("The kernel in the VM %r is reached again; output of the meantime is lost.", self._vm.name)
+            held = await forkserver.hold(self.name, self._ownership)
+            is_whole = await self._connect()
+            if held.lost or not is_whole:
+                logger.warning("The kernel in the VM %r is reached again. %s", self._vm.name, LOST_OUTPUT)
+                await forkserver.note(self.name, LOST_OUTPUT)
+            else:
+                logger.warning("The kernel in the VM %r is reached again; nothing was lost.", self._vm.name)
 
     def _end(self, exit_: KernelExit) -> None:
         if self.exit is None:
             self.exit = exit_
             self._ended.set()
-            if exit_.code and not self._end_is_wanted:
-                logger.warning(
-                    "%s", "\n  ".join((f"The kernel in {self._vm.name!r} {describe(exit_.code)}.", *exit_.log))
-                )
+            if obituary := self.obituary():
+                logger.warning("%s", "\n  ".join((obituary, *exit_.log)))
+
+    def obituary(self) -> str:
+        """Return in one line how the kernel ended, when nobody here wanted that; else nothing."""
+        if self.exit is None or self._end_is_wanted or not self.exit.code:
+            return ""
+        reason = f": {self.exit.reason.rstrip('.')}" if self.exit.reason else ""
+        advice = " Give the VM more: memory in its environment file." if "out of memory" in reason else ""
+        return f"The kernel in {self._vm.name!r} {describe(self.exit.code)}{reason}.{advice}"
 
     async def signal(self, signum: int) -> None:
         """Send a signal to the kernel's process group."""
         if self.exit is None:
             self._end_is_wanted = self._end_is_wanted or signum in (signal.SIGTERM, signal.SIGKILL)
             try:
-                await self._guest.forkserver.signal(self._name, signum)
+                await self._guest.forkserver.signal(self.name, signum)
             except ConnectionFailed:
                 # The keeper is at it already.
                 async with asyncio.timeout(SIGNAL_TIMEOUT):
                     guest = await self._vm.reconnect(self._wish)
-                await guest.forkserver.signal(self._name, signum)
+                await guest.forkserver.signal(self.name, signum)
 
     async def wait(self) -> int:
         """Wait for the kernel's end and return its exit code, negative for a signal."""
@@ -175,36 +224,81 @@ class Session:
 
     # Ending
 
+    def keep_no_longer(self) -> None:
+        """Let :meth:`close` end the kernel; what was adopted is otherwise left as it was."""
+        self._stack.push_async_callback(self._remove)
+
     async def _remove(self) -> None:
-        await self._vm.remove(self._name, self._wish)
+        self._end_is_wanted = True
+        await self._vm.remove(self.name, self._wish)
 
     async def close(self) -> None:
         """End what is left of the kernel, close its channels and remove its files; may be called twice."""
-        await self._channels.aclose()
         await self._stack.aclose()
         if self.exit is None:
-            self._end(KernelExit(self._name, 0))
+            self._end(KernelExit(self.name, 0))
 
 
 async def open_session(vm: VM, wish: Wish, launch: Launch) -> Session:
     """Start a kernel in a VM that is made, booted and connected to as needed; a failure leaves nothing behind.
 
+    A kernel of the same notebook and kernel spec that lives on without an owner is adopted instead.
+
     :raises LimaKernelsError: one line that says what failed.
     """
     guest = await vm.ensure(wish)
     try:
-        return await _started(vm, wish, guest, launch)
-    except ConnectionFailed:
-        # A connection that looked alive may have been dead for a while: a laptop slept.
+        return await _opened(vm, wish, guest, launch)
+    except (ConnectionFailed, GuestError):
+        # A connection that looked alive may have been dead for a while: a laptop slept, an idle VM stopped itself.
         if not guest.is_lost():
             raise
-    return await _started(vm, wish, await vm.ensure(wish), launch)
+    return await _opened(vm, wish, await vm.ensure(wish), launch)
 
 
-async def _started(vm: VM, wish: Wish, guest: Guest, launch: Launch) -> Session:
-    session = Session(vm, wish, guest, secrets.token_hex(8))
+async def _opened(vm: VM, wish: Wish, guest: Guest, launch: Launch) -> Session:
+    await guest.forkserver.stop_when_idle(wish.idle_timeout)
+    if launch.facts.session:
+        for name, state in await _orphans(guest, launch.facts):
+            if session := await adopt(vm, wish, guest, name, launch):
+                logger.warning(
+                    "The kernel of %s that an earlier server left in the VM %r goes on, with its variables.",
+                    state.facts.session,
+                    vm.name,
+                )
+                session.keep_no_longer()
+                return session
+    session = Session(vm, wish, guest, secrets.token_hex(8), launch.keep)
+    return await _or_closed(session, session.start(launch))
+
+
+async def _orphans(guest: Guest, facts: KernelFacts) -> list[tuple[str, KernelState]]:
+    """Return the living kernels of a notebook and kernel spec, the newest first."""
+    known = (await guest.forkserver.list()).items()
+    same = [
+        (name, state)
+        for name, state in known
+        if state.code is None and (state.facts.session, state.facts.spec) == (facts.session, facts.spec)
+    ]
+    return sorted(same, key=lambda entry: -entry[1].started)
+
+
+async def adopt(vm: VM, wish: Wish, guest: Guest, name: str, launch: Launch) -> Session | None:
+    """Take over a kernel whose owner is dead; None when its owner lives, or it is encrypted otherwise than we are."""
+    lease = leases.acquire(vm.name, name, session=launch.facts.session, spec=launch.facts.spec)
+    if lease is None:
+        return None
+    session = Session(vm, wish, guest, name, launch.keep)
+    await _or_closed(session, session.take(launch.transport, launch.kernel_id, lease))
+    if ("curve_publickey" in session.connection) != bool(launch.curve):
+        await session.close()
+        return None
+    return session
+
+
+async def _or_closed(session: Session, opening: Any) -> Session:
     try:
-        await session.start(launch)
+        await opening
     except BaseException:
         await asyncio.shield(session.close())
         raise

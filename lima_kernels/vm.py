@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import AsyncFileLock, Timeout
-
-from . import paths
-from .errors import ConnectionFailed, InstanceError, LimactlError, LimaKernelsError, PhaseTimeout
-from .guest import kernels, mounts
+from . import instances, paths
+from .errors import ConnectionFailed, InstanceError, LimaKernelsError, PhaseTimeout
+from .guest import kernels, mounts, startup
 from .guest.connection import Connection, Endpoint, KeyStore, wait_for_connection
 from .guest.readiness import Facts, Needs, wait_until_ready
 from .instances import Wish, owner_mark, present
 from .lima import boot as lima_boot
+from .lima import ending, hostagent
 from .lima.limactl import Limactl
 from .lima.models import Instance, Status
+from .locks import locked
 from .progress import Listener, Phase, Progress
+
+logger = logging.getLogger(__name__)
 
 # Seconds, for waits that no trait governs.
 PORT_TIMEOUT = 30.0
 # For one try; between tries it is looked whether the VM still runs.
 RECONNECT_TIMEOUT = 20.0
 CLOSING_TIMEOUT = 5.0
+UNDO_TIMEOUT = 10.0
 REMOVAL_TIMEOUT = 10.0
 
 
@@ -39,6 +43,35 @@ class Guest(NamedTuple):
 
     def is_lost(self) -> bool:
         return self.connection.closed.is_set() or self.forkserver.is_closed()
+
+
+class _Ended(Exception):
+    """The VM's host agent ended while we were on our way to the guest: it has to be looked at anew.
+
+    :param pid: the process that ended, 0 when it was not seen.
+    """
+
+    def __init__(self, pid: int = 0) -> None:
+        super().__init__()
+        self.pid = pid
+
+
+class _Limit:
+    """The time that a start has: first until the instance exists, then, counted once, until its guest is ready."""
+
+    def __init__(self, wish: Wish, timer: asyncio.Timeout) -> None:
+        self.name, self.seconds = "create_timeout", wish.create_timeout
+        self._boot_timeout = wish.boot_timeout
+        self._timer = timer
+
+    def exists(self) -> None:
+        """Say that the instance exists."""
+        if self.name != "boot_timeout":
+            self.name, self.seconds = "boot_timeout", self._boot_timeout
+            self._timer.reschedule(asyncio.get_running_loop().time() + self.seconds)
+
+    def expired(self) -> bool:
+        return self._timer.expired()
 
 
 class VM:
@@ -58,12 +91,18 @@ class VM:
         self._guest: Guest | None = None
         self._shown: tuple[Path, ...] = ()
         self._serial: list[str] = []
+        # The VM process whose missing host agent was warned of.
+        self._warned = 0
+        # A host agent that we took for ended, and never again: limactl may run where we cannot see its processes.
+        self._unseen = 0
         self._turn = asyncio.Lock()
         self._stack = AsyncExitStack()
 
-    def _on_exit(self, exit_: kernels.KernelExit) -> None:
-        if watcher := self.watchers.get(exit_.kernel):
-            watcher(exit_)
+    def _on_event(self, event: kernels.GuestEvent) -> None:
+        if isinstance(event, kernels.PowerOff):
+            logger.warning("The VM %r shuts down: nobody used it for %.0f s.", self.name, event.idle)
+        elif watcher := self.watchers.get(event.kernel):
+            watcher(event)
 
     async def ensure(self, wish: Wish) -> Guest:
         """Return a guest that is ready for a kernel: create, boot and connect as far as that is missing.
@@ -75,18 +114,17 @@ class VM:
             if self._guest is not None and self._is_ready_for(wish):
                 return self._guest
             self.progress.restart()
+            limit: _Limit | None = None
             try:
-                async with asyncio.timeout(wish.create_timeout) as limit:
+                async with asyncio.timeout(wish.create_timeout) as timer:
+                    limit = _Limit(wish, timer)
                     return await self._prepare(wish, limit)
             except TimeoutError as error:
-                creating = self.progress.phase in (Phase.CHECK, Phase.CREATE)
-                name, seconds = (
-                    ("create_timeout", wish.create_timeout) if creating else ("boot_timeout", wish.boot_timeout)
-                )
+                assert limit is not None
                 raise PhaseTimeout(
-                    f"The VM {self.name!r} was not ready in time: {name} ({seconds:.0f} s) was used up "
+                    f"The VM {self.name!r} was not ready in time: {limit.name} ({limit.seconds:.0f} s) was used up "
                     f"{self.progress.phase.value}.",
-                    hint=f"Give it more with {name} in the kernel spec's config.",
+                    hint=f"Give it more with {limit.name} in the kernel spec's config.",
                     context=self._serial,
                 ) from error
 
@@ -95,26 +133,37 @@ class VM:
             return False
         return wish.directory is None or any(wish.directory.is_relative_to(shown) for shown in self._shown)
 
-    async def _prepare(self, wish: Wish, limit: asyncio.Timeout) -> Guest:
+    async def _prepare(self, wish: Wish, limit: _Limit) -> Guest:
+        while True:
+            try:
+                return await self._attempt(wish, limit)
+            except _Ended as ended:
+                self._unseen = ended.pid
+                logger.warning("The VM %r stopped, or lost its host agent, while it was started; again.", self.name)
+
+    async def _attempt(self, wish: Wish, limit: _Limit) -> Guest:
         async with AsyncExitStack() as stack:
             self.progress.enter(Phase.CHECK)
             await self._limactl.version()
-            async with self._lock(wish.boot_timeout):
+            async with locked(self.progress, wish.boot_timeout):
                 instance, created = await present(self._limactl, self.name, wish, self.progress)
                 if self._guest is not None and not self._guest.is_lost():
                     # It runs, and shows the directory: other kernels' connection is not touched for that.
                     return self._guest
                 await self.disconnect()
-                limit.reschedule(asyncio.get_running_loop().time() + wish.boot_timeout)
+                limit.exists()
                 boot = None
-                if instance.status is not Status.RUNNING:
+                if not instance.is_up:
                     self.progress.enter(Phase.BOOT)
-                    stack.push_async_exit(self._undo_boot(created, limit))
+                    ours: list[Instance] = []
+                    stack.push_async_exit(self._undo_boot(created, limit, ours))
                     boot = await stack.enter_async_context(
                         lima_boot.booting(self._limactl, self.name, timeout=wish.boot_timeout)
                     )
                     await boot.ssh_port
-                instance = await self._with_port()
+                instance = await self._with_port(boot)
+                if boot is not None:
+                    ours.append(instance)
             return self._keep(stack, await self._reach(stack, instance, wish, boot), instance)
 
     def _keep(self, stack: AsyncExitStack, guest: Guest, instance: Instance) -> Guest:
@@ -124,45 +173,43 @@ class VM:
         self._shown = tuple(Path(mount.location) for mount in mounts.at_same_path(instance.config.mounts))
         return guest
 
-    def _undo_boot(self, created: bool, limit: asyncio.Timeout) -> Callable[..., Awaitable[None]]:
+    def _undo_boot(self, created: bool, limit: _Limit, ours: list[Instance]) -> Callable[..., Awaitable[None]]:
         """What to do when the block of a boot ends by an error: a VM that does not boot is not left half-started.
 
         One that boots but lacks something is left for a look at it, and so is one whose start was merely cancelled.
+
+        :param ours: what we booted, once it is known: another process may have ended that and booted it anew.
         """
 
         async def undo(_type: object, error: BaseException | None, _traceback: object) -> None:
             if limit.expired() or isinstance(error, InstanceError):
                 self._serial = lima_boot.serial_tail(paths.serial_logs(paths.lima_home() / self.name))
-                with contextlib.suppress(LimactlError):
-                    await self._limactl.stop_forcibly(self.name)
-                    if created:
-                        await self._limactl.delete(self.name)
+                # The phase that used the time up stays in the one that is ours.
+                silent = Progress(self.name, lambda _step: None)
+                with contextlib.suppress(LimaKernelsError):
+                    async with locked(silent, UNDO_TIMEOUT):
+                        found = await self._limactl.find(self.name)
+                        if found is None or (found.is_up and ours and found.driver_pid != ours[0].driver_pid):
+                            return
+                        await self._limactl.stop_forcibly(self.name)
+                        if created:
+                            await self._limactl.delete(self.name)
 
         return undo
 
-    @contextlib.asynccontextmanager
-    async def _lock(self, timeout: float) -> AsyncIterator[None]:
-        """Only one process at a time creates and boots; the system gives a dead holder's lock back."""
-        lock = AsyncFileLock(paths.lock_file(self.name), timeout=timeout, run_in_executor=False)
-        try:
-            await lock.acquire()
-        except Timeout as error:
-            raise PhaseTimeout(
-                f"Another process has been starting the VM {self.name!r} for {timeout:.0f} s."
-            ) from error
-        try:
-            yield
-        finally:
-            await lock.release()
-
-    async def _with_port(self) -> Instance:
+    async def _with_port(self, boot: lima_boot.Boot | None) -> Instance:
         """Return the running instance once its SSH port is known: another process may just have started it."""
         try:
             async with asyncio.timeout(PORT_TIMEOUT):
                 while True:
                     instance = await self._limactl.get(self.name)
-                    if instance.ssh_local_port:
+                    if hostagent.ssh_port(instance):
                         return instance
+                    if boot is not None and boot.finished.done():
+                        # Raises when it failed.
+                        await boot.finished
+                    if instance.status is Status.STOPPED:
+                        raise _Ended
                     await asyncio.sleep(0.2)
         except TimeoutError as error:
             raise InstanceError(
@@ -171,22 +218,53 @@ class VM:
             ) from error
 
     async def _reach(self, stack: AsyncExitStack, instance: Instance, wish: Wish, boot: lima_boot.Boot | None) -> Guest:
-        """Connect and wait until the guest is ready; a boot that fails meanwhile ends the wait."""
-        if boot is None:
-            return await self._ready(stack, instance, wish)
+        """Connect and wait until the guest is ready; a boot that fails, or a VM that stops, ends the wait."""
         work = asyncio.ensure_future(self._ready(stack, instance, wish))
+        watch = asyncio.ensure_future(self._watch(instance, boot))
         try:
-            await asyncio.wait((work, boot.finished), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                # Raises when the boot failed; a boot that Lima calls ready is no reason to wait no longer.
-                await boot.finished
+                await watch
             return await work
         except InstanceError as error:
             serial = lima_boot.serial_tail(paths.serial_logs(instance.dir))
             raise InstanceError(error.message, hint=error.hint, context=(*error.context, *serial)) from error
+        except LimaKernelsError:
+            # A guest that shuts down is no longer as it should be.
+            agent = instance.host_agent_pid
+            if ending.is_stopping(instance.dir) or not (hostagent.is_alive(agent) or agent in (0, self._unseen)):
+                raise _Ended(agent) from None
+            raise
         finally:
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
+            for task in (work, watch):
+                task.cancel()
+            await asyncio.gather(work, watch, return_exceptions=True)
+
+    async def _watch(self, instance: Instance, boot: lima_boot.Boot | None) -> None:
+        """Wait until the VM can no longer come up, for whoever waits for it.
+
+        :raises InstanceError: when our boot of it failed.
+        :raises _Ended: when its host agent, or the VM itself where that has none, has ended.
+        """
+        if boot is not None:
+            await boot.finished
+        pid = instance.host_agent_pid or instance.driver_pid
+        if pid in (0, self._unseen):
+            await asyncio.get_running_loop().create_future()
+        await hostagent.gone(pid)
+        raise _Ended(pid)
+
+    def _warn_without_host_agent(self, instance: Instance) -> None:
+        if instance.status is not Status.RUNNING and self._warned != instance.driver_pid:
+            self._warned = instance.driver_pid
+            logger.warning(
+                "The VM %r runs, but Lima's host agent for it does not answer (%s). Kernels work; Lima's own port "
+                "forwards and reverse-sshfs mounts do not. To mend it, which ends its kernels: "
+                "lima-kernels stop --force %s, then start.",
+                self.name,
+                "; ".join(instance.errors) or "Lima gives no reason",
+                self.name,
+            )
 
     async def _ready(self, stack: AsyncExitStack, instance: Instance, wish: Wish) -> Guest:
         mark = owner_mark(instance)
@@ -203,7 +281,7 @@ class VM:
             try:
                 facts = await wait_until_ready(connection, needs, self.progress)
                 self.progress.enter(Phase.FORKSERVER)
-                forkserver = await kernels.connect(connection, facts, self._on_exit)
+                forkserver = await startup.connect(connection, facts, self._on_event)
             except ConnectionFailed:
                 # In a guest's first boot Lima ends all sessions once; any other failure is meant.
                 with contextlib.suppress(TimeoutError):
@@ -217,11 +295,12 @@ class VM:
 
     async def _connect(self, instance: Instance) -> Connection:
         self.progress.enter(Phase.CONNECT)
+        self._warn_without_host_agent(instance)
         endpoint = Endpoint(
-            instance.ssh_address, instance.ssh_local_port, instance.config.user.name, paths.identity_file()
+            instance.ssh_address, hostagent.ssh_port(instance), instance.config.user.name, paths.identity_file()
         )
         ours = owner_mark(instance) is not None
-        keys = KeyStore(paths.pinned_key_file(instance.dir), boot="" if ours else str(instance.host_agent_pid))
+        keys = KeyStore(paths.pinned_key_file(instance.dir), boot="" if ours else str(instance.driver_pid))
         return await wait_for_connection(endpoint, keys, lambda: self.progress.enter(Phase.CONNECT, "sshd answers"))
 
     async def reconnect(self, wish: Wish) -> Guest:
@@ -235,8 +314,11 @@ class VM:
                 return self._guest
             await self.disconnect()
             instance = await self._limactl.get(self.name)
-            if instance.status is not Status.RUNNING:
-                raise InstanceError(f"The VM {self.name!r} is {instance.status.value.lower()}.")
+            if instance.status is Status.UNKNOWN:
+                raise ConnectionFailed(f"limactl does not know whether the VM {self.name!r} runs.")
+            if not instance.is_up:
+                state = "stopped" if instance.status is Status.STOPPED else "not running"
+                raise InstanceError(f"The VM {self.name!r} is {state}: {ending.how_it_ended(instance.dir)}.")
             async with AsyncExitStack() as stack:
                 try:
                     async with asyncio.timeout(RECONNECT_TIMEOUT):
@@ -266,3 +348,22 @@ class VM:
         self._shown = ()
         stack, self._stack = self._stack, AsyncExitStack()
         await stack.aclose()
+
+    async def stop(self, *, force: bool = False) -> None:
+        """Stop the VM; its kernels end.
+
+        :param force: end its processes; what its guest had not written to disk is lost.
+        """
+        async with self._turn:
+            self.progress.restart()
+            await self.disconnect()
+            await instances.stop(self._limactl, self.progress, force=force)
+
+    async def delete(self, *, force: bool = False) -> None:
+        """Delete the VM with its disk.
+
+        :param force: also while it runs.
+        """
+        async with self._turn:
+            self.progress.restart()
+            await instances.delete(self._limactl, self.progress, force=force)

@@ -48,15 +48,6 @@ class Notebook:
         while self.client.get_iopub_msg(timeout=60)["msg_type"] != "execute_input":
             pass
 
-    def wait_until_subscribed(self) -> None:
-        """Wait until the kernel greets a subscriber that came back.
-
-        libzmq subscribes anew only when the socket's owner next looks at it; a client with an event loop does so at
-        once, a blocking one here.
-        """
-        while self.client.get_iopub_msg(timeout=60)["msg_type"] != "iopub_welcome":
-            pass
-
     def reply(self) -> dict[str, Any]:
         """Return the content of the next reply to a cell."""
         while (reply := self.client.get_shell_msg(timeout=60))["msg_type"] != "execute_reply":

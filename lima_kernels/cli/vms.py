@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..environment import spec
-from ..errors import InstanceError, nearest
+from ..errors import InstanceError, nearest, printable
 from ..guest.mounts import directory_to_share
-from ..instances import Wish, owner_mark
+from ..instances import Wish
 from ..kernelspec import installed
+from ..leases import users_of
 from ..lima.limactl import Limactl
-from ..lima.models import Status
 from ..provisioner import DEFAULT_INSTANCE
 from ..runtime import runtime
 from .progress import watching
@@ -34,7 +35,9 @@ def add_commands(commands: Any) -> None:
                 "--directory", type=Path, metavar="DIR", default=Path(), help="what a new VM shows (default: this one)"
             )
         else:
-            parser.add_argument("--force", action="store_true", help="do not wait for the guest")
+            parser.add_argument(
+                "--force", action="store_true", help="also while it is in use, and without waiting for the guest"
+            )
 
 
 def _start(options: argparse.Namespace) -> int:
@@ -65,33 +68,49 @@ def _start(options: argparse.Namespace) -> int:
 
 
 def _stop(options: argparse.Namespace) -> int:
-    async def stop() -> None:
-        limactl = Limactl()
-        instance = await limactl.get(options.instance)
-        if options.force:
-            await limactl.stop_forcibly(options.instance)
-        elif instance.status is not Status.STOPPED:
-            await limactl.stop(options.instance)
+    async def check() -> None:
+        await Limactl().get(options.instance)
 
-    asyncio.run(stop())
+    runtime().run_blocking(check())
+    if not options.force and not _may_end(options.instance, users_of(options.instance)):
+        return 1
+
+    async def stop() -> None:
+        await runtime().vm(options.instance).stop(force=options.force)
+
+    with watching():
+        runtime().run_blocking(stop())
     print(f"The VM {options.instance} is stopped.")
     return 0
 
 
+def _may_end(instance: str, users: Sequence[str]) -> bool:
+    """Tell whether a VM that these use may be stopped: a person at a terminal is asked.
+
+    :raises InstanceError: when there is nobody to ask.
+    """
+    if not users:
+        return True
+    if not sys.stdin.isatty():
+        raise InstanceError(
+            f"The VM {instance!r} is in use.",
+            hint=f"To end its kernels all the same: lima-kernels stop --force {instance}",
+            context=users,
+        )
+    for user in users:
+        print(f"  {printable(user)}")
+    try:
+        answer = input(f"The VM {instance} is in use. Stop it all the same, which ends its kernels? [y/N] ")
+    except EOFError:
+        answer = ""
+    return answer.strip().lower() in ("y", "yes")
+
+
 def _delete(options: argparse.Namespace) -> int:
     async def delete() -> None:
-        limactl = Limactl()
-        instance = await limactl.get(options.instance)
-        if owner_mark(instance) is None:
-            raise InstanceError(
-                f"The VM {options.instance!r} was not made by lima-kernels.", hint=f"limactl delete {options.instance}"
-            )
-        if instance.status is Status.RUNNING and not options.force:
-            raise InstanceError(
-                f"The VM {options.instance!r} runs.", hint=f"lima-kernels stop {options.instance}, or --force"
-            )
-        await limactl.delete(options.instance)
+        await runtime().vm(options.instance).delete(force=options.force)
 
-    asyncio.run(delete())
+    with watching():
+        runtime().run_blocking(delete())
     print(f"The VM {options.instance} is deleted.")
     return 0

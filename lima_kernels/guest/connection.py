@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import asyncssh
 import msgspec
@@ -116,6 +116,58 @@ class Result(NamedTuple):
     stderr: str
 
 
+class Receiver(Protocol):
+    """Who is told of what happens on a pipe."""
+
+    def data_received(self, data: bytes) -> None: ...
+    def connection_lost(self) -> None: ...
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+
+
+class _Session(asyncssh.SSHUNIXSession[bytes]):
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+
+    def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
+        self._receiver.data_received(data)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._receiver.connection_lost()
+
+    def pause_writing(self) -> None:
+        self._receiver.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._receiver.resume_writing()
+
+
+class Pipe:
+    """The sending half of a byte stream to a unix socket in the guest; made by :meth:`Connection.open_pipe`."""
+
+    def __init__(self, channel: asyncssh.SSHUNIXChannel[bytes]) -> None:
+        self._channel = channel
+
+    def write(self, data: bytes) -> None:
+        """Send; nothing happens once the pipe is closed."""
+        if data and not self._channel.is_closing():
+            self._channel.write(data)
+
+    def read(self, wanted: bool) -> None:
+        """Let data come, or let the guest wait."""
+        if wanted:
+            self._channel.resume_reading()
+        else:
+            self._channel.pause_reading()
+
+    def close(self) -> None:
+        """Send what is left and close; may be called twice."""
+        self._channel.close()
+
+
 class Connection:
     """An open connection to a guest.
 
@@ -164,15 +216,14 @@ class Connection:
         with translated(f"Connecting to {path} in the guest"):
             return await self._ssh.open_unix_connection(path, encoding="utf-8", errors="replace")
 
-    async def forward_path(self, host_path: Path, guest_path: str) -> asyncssh.SSHListener:
-        """Listen on a unix socket of the host for a unix socket of the guest."""
-        with translated(f"Forwarding {host_path}"):
-            return await self._ssh.forward_local_path(str(host_path), guest_path)
+    async def open_pipe(self, path: str, receiver: Receiver) -> Pipe:
+        """Open a byte stream to a unix socket in the guest, for a receiver that is called as data comes.
 
-    async def forward_port(self, port: int, guest_path: str) -> asyncssh.SSHListener:
-        """Listen on a loopback port of the host, any free one for 0, for a unix socket of the guest."""
-        with translated(f"Forwarding a port to {guest_path}"):
-            return await self._ssh.forward_local_port_to_path("127.0.0.1", port, guest_path)
+        :raises ConnectionFailed: when nobody listens there.
+        """
+        with translated(f"Connecting to {path} in the guest"):
+            channel, _ = await self._ssh.create_unix_connection(lambda: _Session(receiver), path)
+        return Pipe(channel)
 
     async def close(self) -> None:
         """Close the connection; may be called twice."""

@@ -1,20 +1,21 @@
-"""The five channels of a kernel as one resource."""
+"""The five channels of a kernel as one resource: listeners on the host, and a stream for each client that comes."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import enum
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import NamedTuple
 
+from ..errors import ConnectionFailed
 from .connection import Connection
+from .streams import Claim, Stream
 
 # The sockets' numbers in `<prefix>-<number>`, which is how jupyter_client and ipykernel name ipc sockets.
-# In the order in which they are forwarded: what carries answers first.
-CHANNELS = {"iopub_port": 2, "stdin_port": 3, "hb_port": 5, "control_port": 4, "shell_port": 1}
-_FIRST_REQUEST_CHANNEL = "control_port"
+CHANNELS = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}
 
 
 class Transport(enum.Enum):
@@ -32,48 +33,101 @@ class Address(NamedTuple):
     ports: dict[str, int]
 
 
-class Pause(enum.Enum):
-    """Seconds to wait before the channels that carry requests are forwarded."""
+class Forwards:
+    """The host's end of a kernel's channels; an async context manager that listens while it is entered.
 
-    NONE = 0.0
-    # Clients that were cut off come back on each channel by themselves, every 100 to 200 ms (ZMQ_RECONNECT_IVL). A
-    # request that arrives before they have subscribed to iopub again would have its output published to nobody.
-    FOR_SUBSCRIBERS = 0.5
+    Clients are let in, and what they send is kept, also while there is no connection to the guest.
 
-
-async def forward_channels(
-    stack: AsyncExitStack, connection: Connection, guest_prefix: str, host_prefix: Path, *, like: Address, pause: Pause
-) -> Address:
-    """Forward the channels and return the host's end; listeners are closed with the stack.
-
-    :param like: the address to take; its ports are chosen freely where they are 0. A forward that is made anew takes
-        the address of the old one, so that clients find the kernel again by themselves.
-    :raises ConnectionFailed: when a channel cannot be forwarded.
+    :param prefix: of the unix sockets' paths on the host; only looked at for ``Transport.IPC``.
     """
-    ports = {}
-    for name, number in CHANNELS.items():
-        if name == _FIRST_REQUEST_CHANNEL:
-            await asyncio.sleep(pause.value)
-        guest_path = f"{guest_prefix}-{number}"
-        if like.transport is Transport.TCP:
-            listener = await connection.forward_port(like.ports[name], guest_path)
-            ports[name] = listener.get_port()
-        else:
-            path = Path(f"{host_prefix}-{number}")
-            # The manager or an earlier forward may have left the name behind.
-            path.unlink(missing_ok=True)
-            listener = await connection.forward_path(path, guest_path)
-            stack.callback(_unlink, path)
-            ports[name] = number
-        stack.callback(listener.close)
-    return Address(like.transport, like.ip, ports)
+
+    def __init__(self, transport: Transport, prefix: Path) -> None:
+        self._transport = transport
+        self._prefix = prefix
+        self._route: tuple[Connection, Claim] | None = None
+        self._streams: set[Stream] = set()
+        self._tasks: set[asyncio.Task[bool]] = set()
+        self._is_closed = False
+        self._stack = AsyncExitStack()
+
+    async def listen(self) -> Address:
+        """Listen for clients and return where.
+
+        :raises ConnectionFailed: when the host gives no socket.
+        """
+        loop = asyncio.get_running_loop()
+        ports = {}
+        try:
+            for name, number in CHANNELS.items():
+                if self._transport is Transport.TCP:
+                    server = await loop.create_server(self._factory(number), "127.0.0.1", 0)
+                    ports[name] = server.sockets[0].getsockname()[1]
+                else:
+                    path = Path(f"{self._prefix}-{number}")
+                    # The manager or an earlier kernel may have left the name behind.
+                    path.unlink(missing_ok=True)
+                    server = await loop.create_unix_server(self._factory(number), str(path))
+                    self._stack.callback(_unlink, path)
+                    ports[name] = number
+                self._stack.callback(server.close)
+        except OSError as error:
+            raise ConnectionFailed(f"Listening for the kernel's clients failed: {error}.") from error
+        ip = "127.0.0.1" if self._transport is Transport.TCP else str(self._prefix)
+        return Address(self._transport, ip, ports)
+
+    def _factory(self, channel: int) -> Callable[[], Stream]:
+        return lambda: Stream(channel, self._made, self._ended)
+
+    def _made(self, stream: Stream) -> None:
+        if self._is_closed:
+            # It was let in at the last moment; unanswered, it would wait for its handshake's time limit.
+            stream.close()
+            return
+        self._streams.add(stream)
+        if self._route is not None:
+            self._begin(stream)
+
+    def _ended(self, stream: Stream) -> None:
+        self._streams.discard(stream)
+
+    def _begin(self, stream: Stream) -> asyncio.Task[bool]:
+        assert self._route is not None
+        task = asyncio.ensure_future(_carried(stream, *self._route))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def connect(self, connection: Connection, claim: Claim) -> bool:
+        """Carry all clients over a connection, now and from now on.
+
+        Returns whether the guest still knew the stream of each client; where not, the client comes again by itself,
+        and what was under way is lost.
+        """
+        self._route = (connection, claim)
+        return all(await asyncio.gather(*(self._begin(stream) for stream in tuple(self._streams))))
+
+    def disconnect(self) -> None:
+        """Let clients wait for the next connection."""
+        self._route = None
+
+    async def close(self) -> None:
+        """Hang up on all clients and listen no more; may be called twice."""
+        self._is_closed = True
+        self._route = None
+        await self._stack.aclose()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for stream in tuple(self._streams):
+            stream.close()
 
 
-def new_address(transport: Transport, host_prefix: Path) -> Address:
-    """Return an address to be chosen when the channels are forwarded."""
-    if transport is Transport.TCP:
-        return Address(transport, "127.0.0.1", dict.fromkeys(CHANNELS, 0))
-    return Address(transport, str(host_prefix), dict(CHANNELS))
+async def _carried(stream: Stream, connection: Connection, claim: Claim) -> bool:
+    """Carry a stream; one whose connection does not hold waits for the next."""
+    try:
+        return await stream.carry(connection, claim)
+    except ConnectionFailed:
+        return True
 
 
 def _unlink(path: Path) -> None:

@@ -1,59 +1,87 @@
-"""The client of the guest's forkserver: start it where it is missing; spawn, signal and remove kernels."""
+"""The client of the guest's forkserver: spawn, hold, signal and remove kernels."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import shlex
 from collections.abc import Callable, Mapping, Sequence
-from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from .. import paths
 from ..errors import ConnectionFailed, GuestError
-from .connection import Connection
-from .readiness import Facts
 
+T = TypeVar("T")
 # A guest is hostile input: no more of a line than this is read.
 LINE_LIMIT = 1 << 20
 REQUEST_TIMEOUT = 30.0
-# Starting Python in an emulated guest takes seconds; importing ipykernel comes after the socket is there.
-START_TIMEOUT = 60.0
 
-_START = r"""
-set -eu
-umask 077
-mkdir -p %(root)s/k
-cat > %(program)s.$$
-mv %(program)s.$$ %(program)s
-set -- %(python)s %(program)s --root %(root)s --socket %(socket)s
-# A system service of its own is not ended with the login session that an SSH connection is; and when the kernel's
-# memory killer takes one kernel, the others live on.
-if [ -d /run/systemd/system ] && sudo -n true 2>/dev/null; then
-  exec sudo -n systemd-run --quiet --collect --unit=%(unit)s --uid="$(id -u)" --gid="$(id -g)" \
-    --service-type=notify --property=NotifyAccess=all --property=OOMPolicy=continue --property=TasksMax=infinity \
-    --property=LimitNOFILE=65536 --property=EnvironmentFile=-/etc/environment --setenv=LANG="${LANG:-C.UTF-8}" \
-    --working-directory="$HOME" "$@"
-fi
-exec setsid "$@" --detach
-"""
+
+class KernelFacts(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the host has to say of a kernel; kept in the guest for whoever asks, and of no meaning there.
+
+    ``session`` is the notebook as the Jupyter server names it (``JPY_SESSION_NAME``); ``spec`` is the kernel spec.
+    """
+
+    session: str = ""
+    spec: str = ""
+    cwd: str = ""
 
 
 class KernelState(msgspec.Struct, frozen=True):
-    """What the forkserver knows of one kernel; ``code`` is None while it runs, negative for a signal."""
+    """What the forkserver knows of one kernel.
+
+    ``code`` is None while it runs, negative for a signal; ``busy`` is None when the kernel does not say; ``held`` tells
+    whether its owner is connected; ``started`` is the guest's clock, in seconds since the epoch.
+    """
 
     pid: int
     code: int | None = None
+    reason: str = ""
+    busy: bool | None = None
+    held: bool = False
+    facts: KernelFacts = KernelFacts()
+    started: float = 0.0
 
 
 class KernelExit(msgspec.Struct, frozen=True):
-    """The end of a kernel, with the last lines of its raw output."""
+    """The end of a kernel, with its reason as far as it is known, and the last lines of its raw output."""
 
     kernel: str
     code: int
     log: tuple[str, ...] = ()
+    reason: str = ""
+
+
+class PowerOff(msgspec.Struct, frozen=True):
+    """The guest shuts down because nobody used it for ``idle`` seconds."""
+
+    idle: float
+
+
+GuestEvent = KernelExit | PowerOff
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A kernel that is ours: its connection file's content; ``lost`` tells that its output had to wait too long."""
+
+    connection: dict[str, Any]
+    lost: bool = False
+
+
+class GuestSpec(msgspec.Struct, frozen=True):
+    """One of the guest's own kernel specs."""
+
+    argv: tuple[str, ...] = ()
+    display_name: str = ""
+    language: str = ""
+    interrupt_mode: str = "signal"
+
+
+class Ownership(NamedTuple):
+    """Who owns a kernel: a token that no other knows, and for how many seconds the kernel lives without."""
+
+    token: str
+    keep: float
 
 
 class _Message(msgspec.Struct, frozen=True):
@@ -64,55 +92,47 @@ class _Message(msgspec.Struct, frozen=True):
     event: str = ""
     kernel: str = ""
     code: int = 0
+    reason: str = ""
+    idle: float = 0.0
 
 
 class _Spawned(msgspec.Struct, frozen=True):
     pid: int
 
 
-def program() -> str:
-    """Return the forkserver's source."""
-    return files(__package__).joinpath("forkserver.py").read_text(encoding="utf-8")
+class Birth(NamedTuple):
+    """What the guest needs to start a kernel.
 
+    :param connection: the connection file's content; it goes through the encrypted connection, never an argv.
+    :param spec: one of the guest's kernel specs; ipykernel of the guest's environment when empty.
+    :param notes: lines for the stderr of the first cell.
+    """
 
-class Layout:
-    """Where things lie in one guest: absolute paths below its user's home."""
-
-    def __init__(self, facts: Facts) -> None:
-        version = hashlib.sha256(f"{facts.python}\0{program()}".encode()).hexdigest()[:12]
-        # Each version of the forkserver has a directory of its own, whose kernels are its own to clean up.
-        self.root = f"{facts.home}/{paths.GUEST_STATE}/{version}"
-        self.program = f"{self.root}/forkserver.py"
-        self.socket = f"{self.root}/socket"
-        self.unit = f"lima-kernels-{facts.uid}-{version}"
-
-    def channels(self, kernel: str) -> str:
-        """Return the prefix of a kernel's five sockets.
-
-        :raises GuestError: when the guest's home is too long a path for unix sockets.
-        """
-        prefix = f"{self.root}/k/{kernel}/c"
-        if len(prefix.encode()) + 2 > paths.UNIX_PATH_MAX_GUEST:
-            raise GuestError(
-                f"The path {prefix} is too long for a unix socket in the guest: "
-                f"at most {paths.UNIX_PATH_MAX_GUEST - 2} bytes.",
-                hint="Use a guest user with a shorter home directory.",
-            )
-        return prefix
+    cwd: str
+    env: Mapping[str, str]
+    connection: Mapping[str, object]
+    arguments: Sequence[str]
+    ownership: Ownership
+    facts: KernelFacts
+    spec: str = ""
+    notes: Sequence[str] = ()
 
 
 class Forkserver:
-    """A conversation with the guest's forkserver, made by :func:`connect`.
+    """A conversation with the guest's forkserver, made by :func:`startup.connect`.
 
-    :param on_exit: called in the I/O thread for each kernel that ends.
+    :param socket: its path in the guest.
+    :param on_event: called in the I/O thread for each kernel that ends.
     """
 
-    def __init__(self, reader: Any, writer: Any, on_exit: Callable[[KernelExit], None]) -> None:
+    def __init__(self, reader: Any, writer: Any, socket: str, on_event: Callable[[GuestEvent], None]) -> None:
+        self.socket = socket
         self._reader = reader
         self._writer = writer
-        self._on_exit = on_exit
+        self._on_event = on_event
         self._pending: dict[int, asyncio.Future[_Message]] = {}
         self._number = 0
+        self._idle_timeout: float | None = None
         self._task = asyncio.ensure_future(self._read())
 
     async def _read(self) -> None:
@@ -136,7 +156,9 @@ class Forkserver:
     def _receive(self, line: str) -> None:
         message = msgspec.json.decode(line, type=_Message)
         if message.event == "exit":
-            self._on_exit(KernelExit(message.kernel, message.code, message.log))
+            self._on_event(KernelExit(message.kernel, message.code, message.log, message.reason))
+        elif message.event == "power off":
+            self._on_event(PowerOff(message.idle))
         elif message.id is not None and (future := self._pending.get(message.id)) and not future.done():
             future.set_result(message)
 
@@ -151,9 +173,9 @@ class Forkserver:
             self._writer.write(msgspec.json.encode({"id": number, "op": operation, **fields}).decode() + "\n")
             async with asyncio.timeout(timeout):
                 message = await future
-        except TimeoutError as error:
-            raise GuestError(f"The guest's forkserver did not answer {operation!r} within {timeout:.0f} s.") from error
         except OSError as error:
+            if isinstance(error, TimeoutError):
+                raise
             raise ConnectionFailed(f"The connection to the guest's forkserver ended: {error}.") from error
         finally:
             del self._pending[number]
@@ -161,44 +183,67 @@ class Forkserver:
             raise GuestError(f"The guest could not {operation} a kernel: {message.error}.", context=message.log)
         return message.ok
 
-    async def spawn(
-        self,
-        kernel: str,
-        *,
-        cwd: str,
-        env: Mapping[str, str],
-        connection: Mapping[str, object],
-        arguments: Sequence[str] = (),
-        timeout: float,
-    ) -> int:
+    async def _ask(self, operation: str, **fields: Any) -> msgspec.Raw:
+        try:
+            return await self._request(operation, **fields)
+        except TimeoutError as error:
+            raise GuestError(
+                f"The guest's forkserver did not answer {operation!r} within {REQUEST_TIMEOUT:.0f} s."
+            ) from error
+
+    async def spawn(self, kernel: str, birth: Birth, *, timeout: float) -> int:
         """Start a kernel and return its process id once its sockets are bound.
 
-        :param connection: the connection file's content; it goes through the encrypted connection, never an argv.
         :param timeout: seconds.
+        :raises TimeoutError: when it takes longer.
         :raises GuestError: when it ends before, with the last lines of its output.
         """
         reply = await self._request(
             "spawn",
             timeout=timeout,
             kernel=kernel,
-            cwd=cwd,
-            env=dict(env),
-            connection=dict(connection),
-            arguments=list(arguments),
+            cwd=birth.cwd,
+            env=dict(birth.env),
+            connection=dict(birth.connection),
+            arguments=list(birth.arguments),
+            owner=birth.ownership.token,
+            keep=birth.ownership.keep,
+            facts=birth.facts,
+            spec=birth.spec,
+            notes=list(birth.notes),
         )
-        return msgspec.json.decode(reply, type=_Spawned).pid
+        return _decoded(reply, _Spawned).pid
+
+    async def hold(self, kernel: str, ownership: Ownership) -> Held:
+        """Be a kernel's owner from now on, or again; the caller knows that no other owner lives."""
+        reply = await self._ask("hold", kernel=kernel, owner=ownership.token, keep=ownership.keep)
+        return _decoded(reply, Held)
 
     async def signal(self, kernel: str, signum: int) -> None:
         """Send a signal to a kernel's process group; nothing happens when it has ended."""
-        await self._request("signal", kernel=kernel, signum=signum)
+        await self._ask("signal", kernel=kernel, signum=signum)
+
+    async def note(self, kernel: str, text: str) -> None:
+        """Show a line on the stderr of the cell that runs, or of the next; other kernels than ipykernel show none."""
+        await self._ask("note", kernel=kernel, text=text)
 
     async def list(self) -> dict[str, KernelState]:
         """Return the kernels that the forkserver knows, ended ones until they are removed."""
-        return msgspec.json.decode(await self._request("list"), type=dict[str, KernelState])
+        return _decoded(await self._ask("list"), dict[str, KernelState])
+
+    async def specs(self) -> dict[str, GuestSpec]:
+        """Return the guest's own kernel specs."""
+        return _decoded(await self._ask("specs"), dict[str, GuestSpec])
+
+    async def stop_when_idle(self, seconds: float) -> None:
+        """Let the guest shut itself down after so many seconds without a kernel; 0 for never."""
+        if seconds != self._idle_timeout:
+            await self._ask("settings", idle_timeout=seconds)
+            self._idle_timeout = seconds
 
     async def remove(self, kernel: str) -> None:
         """Kill whatever is left of a kernel's session and remove its directory."""
-        await self._request("remove", kernel=kernel)
+        await self._ask("remove", kernel=kernel)
 
     def is_closed(self) -> bool:
         """Tell whether the conversation has ended, whoever ended it."""
@@ -215,32 +260,8 @@ class Forkserver:
         await asyncio.gather(self._task, return_exceptions=True)
 
 
-async def _start(connection: Connection, layout: Layout, python: str) -> None:
-    values = {
-        "root": shlex.quote(layout.root),
-        "program": shlex.quote(layout.program),
-        "socket": shlex.quote(layout.socket),
-        "python": shlex.quote(python),
-        "unit": layout.unit,
-    }
-    command = f"sh -c {shlex.quote(_START % values)}"
-    done = await connection.run(command, stdin=program(), timeout=START_TIMEOUT)
-    if done.status:
-        raise GuestError(
-            f"The guest's forkserver could not be started with {python}: exit code {done.status}.",
-            context=done.stderr.splitlines()[-10:],
-        )
-
-
-async def connect(connection: Connection, facts: Facts, on_exit: Callable[[KernelExit], None]) -> Forkserver:
-    """Connect to the guest's forkserver, and start it when it does not run.
-
-    :raises GuestError: when it cannot be started.
-    """
-    layout = Layout(facts)
+def _decoded(reply: msgspec.Raw, kind: type[T]) -> T:
     try:
-        reader, writer = await connection.open_unix(layout.socket)
-    except ConnectionFailed:
-        await _start(connection, layout, facts.python)
-        reader, writer = await connection.open_unix(layout.socket)
-    return Forkserver(reader, writer, on_exit)
+        return msgspec.json.decode(reply, type=kind)
+    except msgspec.DecodeError as error:
+        raise GuestError(f"The guest's forkserver gave an answer that is none: {error}.") from error

@@ -22,6 +22,8 @@ INSTALL_HINT = "Install Lima: brew install lima, or a release archive from https
 SHORT = 60.0
 # `--format=json` fails beyond 64 KiB (a bufio.Scanner's line) and leaves the reasons of a broken instance out.
 _LIST_FORMAT = "--format={{json .}}{{range .Errors}}\t{{json .Error}}{{end}}"
+# Seconds for `create`, which may download an image.
+CREATE = 3600.0
 # Seconds for `stop`: Lima itself gives the host agent and then the VM three minutes each.
 STOP = 400.0
 _LOCATION = re.compile(r"\w[\w./:@+-]*")
@@ -154,9 +156,9 @@ class Limactl:
             raise InstanceError(f"There is neither a guest image nor a Lima template {name!r}.", hint=hint)
         return done.stdout
 
-    async def create(self, name: str, config: str) -> None:
+    async def create(self, name: str, config: str, *, timeout: float = CREATE) -> None:
         """Create an instance from a lima.yaml's text; downloads its image where it has none yet."""
-        await self._run("create", f"--name={name}", "-", stdin=config, timeout=3600.0)
+        await self._run("create", f"--name={name}", "-", stdin=config, timeout=timeout)
 
     @contextlib.asynccontextmanager
     async def start(self, name: str, *, timeout: float) -> AsyncIterator[process.Stream]:

@@ -85,6 +85,16 @@ class Instance(msgspec.Struct, frozen=True, rename="camel"):
     def status(self) -> Status:
         return Status(self.raw_status)
 
+    @property
+    def is_up(self) -> bool:
+        """Whether the VM runs, be its host agent dead or dumb: Lima calls that broken, but SSH goes on to work."""
+        return self.status is Status.RUNNING or (self.status is Status.BROKEN and self.driver_pid > 0)
+
+    @property
+    def is_between(self) -> bool:
+        """Whether there is a host agent without a VM: for a moment while an instance starts or stops."""
+        return self.status is Status.BROKEN and self.host_agent_pid > 0 and self.driver_pid == 0
+
 
 class LogLine(msgspec.Struct, frozen=True):
     """One line that limactl logs with ``--log-format json``."""

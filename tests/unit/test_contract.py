@@ -32,7 +32,7 @@ async def run(manager: AsyncKernelManager, code: str) -> str:
     printed: list[str] = []
 
     def collect(message: dict[str, Any]) -> None:
-        if message["msg_type"] == "stream":
+        if message["msg_type"] == "stream" and message["content"]["name"] == "stdout":
             printed.append(message["content"]["text"])
 
     try:

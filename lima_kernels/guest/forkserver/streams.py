@@ -1,0 +1,147 @@
+"""A kernel's channels on the guest's side: the kernel's sockets stay connected while the host cannot be reached."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+
+from .resumable import ProtocolError, Resumable
+from .wire import Wire
+
+
+class Stream:
+    """One client's connection to one channel of a kernel, over a carrier that comes and goes.
+
+    :param owner: the token of the kernel's owner on the host, who alone may resume the stream.
+    """
+
+    def __init__(self, selector: selectors.BaseSelector, path: str, owner: str) -> None:
+        self.owner = owner
+        self.has_ended = False
+        # Output had to wait for longer than the kernel may have kept it.
+        self.was_full = False
+        self._state = Resumable()
+        self._carrier: Wire | None = None
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.connect(path)
+        except OSError:
+            sock.close()
+            raise
+        self._kernel = Wire(selector, sock, self._from_kernel)
+        self._kernel.on_room = self._flow
+
+    @property
+    def received(self) -> int:
+        return self._state.received
+
+    def attach(self, carrier: Wire, peer_received: int) -> None:
+        """Go on over a new carrier; an older one is given up.
+
+        :raises ProtocolError: when the peer's count is impossible.
+        """
+        again = list(self._state.resume(peer_received))
+        if self._carrier is not None:
+            self._carrier.close()
+        self._carrier = carrier
+        carrier.on_data = self._from_host
+        carrier.on_room = self._flow
+        for frame in again:
+            carrier.send(frame)
+        self._flow()
+
+    def _flow(self) -> None:
+        """Read on each side no more than the other takes."""
+        cut = self._carrier is None
+        if cut and self._state.is_full:
+            self.was_full = True
+        self._kernel.read(not self._state.is_full and not (self._carrier is not None and self._carrier.is_full))
+        if self._carrier is not None:
+            self._carrier.read(not self._kernel.is_full)
+
+    def _from_kernel(self, _wire: Wire, data: bytes) -> None:
+        frame = self._state.give(data) if data else self._state.finish()
+        if not data:
+            self._kernel.close()
+        if self._carrier is not None:
+            self._carrier.send(frame)
+        self._flow()
+
+    def _from_host(self, wire: Wire, data: bytes) -> None:
+        if not data:
+            wire.close()
+            if self._carrier is wire:
+                self._carrier = None
+            return
+        try:
+            for payload in self._state.take(data):
+                self._kernel.send(payload)
+        except ProtocolError:
+            self.close()
+            return
+        if self._state.ended:
+            # The host forgets the stream when it knows that we have.
+            wire.send(self._state.finish())
+            self.close()
+            return
+        if told := self._state.acknowledge():
+            wire.send(told)
+        self._flow()
+
+    def close(self) -> None:
+        """Close both sides; may be called twice."""
+        self.has_ended = True
+        self._kernel.finish()
+        if self._carrier is not None:
+            self._carrier.finish()
+            self._carrier = None
+
+    def abandon(self) -> None:
+        """Close our copies of the sockets, in a forked child."""
+        self._kernel.abandon()
+        if self._carrier is not None:
+            self._carrier.abandon()
+
+
+class Streams:
+    """Every stream of every kernel, by the token that its host chose."""
+
+    def __init__(self, selector: selectors.BaseSelector) -> None:
+        self._selector = selector
+        self._streams: dict[str, Stream] = {}
+
+    def open(self, token: str, path: str, owner: str) -> Stream:
+        """Connect to a kernel's socket.
+
+        :raises OSError: when nobody listens there.
+        """
+        self._forget_ended()
+        self._streams[token] = Stream(self._selector, path, owner)
+        return self._streams[token]
+
+    def find(self, token: str, owner: str) -> Stream | None:
+        """Return the owner's stream of that token, or None when it is not known (any more)."""
+        stream = self._streams.get(token)
+        return stream if stream is not None and stream.owner == owner and not stream.has_ended else None
+
+    def had_to_wait(self, owner: str) -> bool:
+        """Tell, once, whether a kernel's output had to wait while its host could not be reached."""
+        full = [stream for stream in self._streams.values() if stream.owner == owner and stream.was_full]
+        for stream in full:
+            stream.was_full = False
+        return bool(full)
+
+    def close(self, owner: str) -> None:
+        """Close the streams of an owner."""
+        for stream in self._streams.values():
+            if stream.owner == owner:
+                stream.close()
+        self._forget_ended()
+
+    def abandon(self) -> None:
+        """Close our copies of all sockets, in a forked child."""
+        for stream in self._streams.values():
+            stream.abandon()
+
+    def _forget_ended(self) -> None:
+        self._streams = {token: stream for token, stream in self._streams.items() if not stream.has_ended}

@@ -1,0 +1,112 @@
+"""Non-blocking sockets on the forkserver's selector: what cannot be sent at once is kept until it can."""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+from collections.abc import Callable
+
+CHUNK = 65536
+# A peer that does not read has no more than about this many bytes waiting for it before its source is held up.
+HIGH_WATER = 256 * 1024
+
+
+class Wire:
+    """One connected socket.
+
+    :param on_data: called with what was received; with nothing when the peer has closed.
+    """
+
+    def __init__(
+        self, selector: selectors.BaseSelector, sock: socket.socket, on_data: Callable[[Wire, bytes], None]
+    ) -> None:
+        sock.setblocking(False)
+        self._selector = selector
+        self._sock = sock
+        self._outgoing = bytearray()
+        self._reading = True
+        self._registered = 0
+        self.on_data = on_data
+        # Called when a full wire has room again.
+        self.on_room: Callable[[], None] = lambda: None
+        self.is_open = True
+        self._watch()
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._outgoing) > HIGH_WATER
+
+    def _watch(self) -> None:
+        wanted = (selectors.EVENT_READ if self._reading else 0) | (selectors.EVENT_WRITE if self._outgoing else 0)
+        if wanted == self._registered:
+            return
+        if not self._registered:
+            self._selector.register(self._sock, wanted, self._exchange)
+        elif not wanted:
+            self._selector.unregister(self._sock)
+        else:
+            self._selector.modify(self._sock, wanted, self._exchange)
+        self._registered = wanted
+
+    def read(self, wanted: bool) -> None:
+        """Read from the socket, or let the peer wait."""
+        if self.is_open and wanted != self._reading:
+            self._reading = wanted
+            self._watch()
+
+    def send(self, data: bytes) -> None:
+        """Send, or keep what cannot be sent now; nothing happens on a closed wire."""
+        if not self.is_open:
+            return
+        if not self._outgoing:
+            try:
+                data = data[self._sock.send(data) :]
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._broken()
+                return
+        if data:
+            self._outgoing += data
+            self._watch()
+
+    def _exchange(self, mask: int) -> None:
+        try:
+            if mask & selectors.EVENT_WRITE:
+                was_full = self.is_full
+                del self._outgoing[: self._sock.send(self._outgoing)]
+                self._watch()
+                if was_full and not self.is_full:
+                    self.on_room()
+            if mask & selectors.EVENT_READ and self.is_open and self._reading:
+                self.on_data(self, self._sock.recv(CHUNK))
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._broken()
+
+    def _broken(self) -> None:
+        if self.is_open:
+            self.close()
+            self.on_data(self, b"")
+
+    def close(self) -> None:
+        """Close the socket; may be called twice."""
+        if self.is_open:
+            self.is_open = False
+            if self._registered:
+                self._selector.unregister(self._sock)
+            self._sock.close()
+
+    def abandon(self) -> None:
+        """Close our copy of the socket, in a forked child: the selector is the parent's too."""
+        self.is_open = False
+        self._sock.close()
+
+    def finish(self) -> None:
+        """Send what is still kept, as far as the peer takes it at once, and close."""
+        if self.is_open:
+            with contextlib.suppress(OSError):
+                self._sock.send(self._outgoing)
+        self.close()

@@ -1,0 +1,119 @@
+"""Start the guest's forkserver where it does not run: the package is pushed, and run by the guest's Python."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import shlex
+import tarfile
+from collections.abc import Callable
+from functools import cache
+from importlib.resources import files
+
+from .. import paths
+from ..errors import ConnectionFailed, GuestError
+from .connection import Connection
+from .kernels import Forkserver, GuestEvent
+from .readiness import Facts
+
+# Starting Python in an emulated guest takes seconds; importing ipykernel comes after the socket is there.
+START_TIMEOUT = 60.0
+
+_START = r"""
+set -eu
+umask 077
+mkdir -p %(root)s/k %(root)s/new.$$
+base64 -d | tar -x -C %(root)s/new.$$
+rm -rf %(program)s
+mv %(root)s/new.$$ %(program)s
+set -- %(python)s %(program)s --root %(root)s --socket %(socket)s
+# A system service of its own is not ended with the login session that an SSH connection is; and when the kernel's
+# memory killer takes one kernel, the others live on, as they do when the forkserver itself is killed and started again.
+if [ -d /run/systemd/system ] && sudo -n true 2>/dev/null; then
+  if systemctl is-active --quiet %(unit)s || systemctl is-failed --quiet %(unit)s ||
+     [ "$(systemctl show --property=ActiveState --value %(unit)s)" = activating ]; then
+    exec sudo -n systemctl start %(unit)s
+  fi
+  exec sudo -n systemd-run --quiet --collect --unit=%(unit)s --uid="$(id -u)" --gid="$(id -g)" \
+    --service-type=notify --property=NotifyAccess=all --property=OOMPolicy=continue --property=OOMScoreAdjust=-500 \
+    --property=Restart=on-failure --property=RestartSec=100ms --property=KillMode=process \
+    --property=TasksMax=infinity --property=LimitNOFILE=65536 --property=EnvironmentFile=-/etc/environment \
+    --setenv=LANG="${LANG:-C.UTF-8}" --working-directory="$HOME" "$@"
+fi
+exec setsid "$@" --detach
+"""
+
+
+@cache
+def program() -> bytes:
+    """Return the forkserver's package as a tar archive; the same bytes for the same source."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for file in sorted(files(__package__).joinpath("forkserver").iterdir(), key=lambda file: file.name):
+            if file.name.endswith(".py"):
+                data = file.read_bytes()
+                entry = tarfile.TarInfo(file.name)
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+class Layout:
+    """Where things lie in one guest: absolute paths below its user's home."""
+
+    def __init__(self, facts: Facts) -> None:
+        version = hashlib.sha256(facts.python.encode() + b"\0" + program()).hexdigest()[:12]
+        # Each version of the forkserver has a directory of its own, whose kernels are its own to clean up.
+        self.root = f"{facts.home}/{paths.GUEST_STATE}/{version}"
+        # The directory's name is the package's in the forkserver's process, and in its kernels.
+        self.program = f"{self.root}/lima_kernels_forkserver"
+        self.socket = f"{self.root}/socket"
+        self.unit = f"lima-kernels-{facts.uid}-{version}"
+
+    def channels(self, kernel: str) -> str:
+        """Return the prefix of a kernel's five sockets.
+
+        :raises GuestError: when the guest's home is too long a path for unix sockets.
+        """
+        prefix = f"{self.root}/k/{kernel}/c"
+        if len(prefix.encode()) + 2 > paths.UNIX_PATH_MAX_GUEST:
+            raise GuestError(
+                f"The path {prefix} is too long for a unix socket in the guest: "
+                f"at most {paths.UNIX_PATH_MAX_GUEST - 2} bytes.",
+                hint="Use a guest user with a shorter home directory.",
+            )
+        return prefix
+
+
+async def _start(connection: Connection, layout: Layout, python: str) -> None:
+    values = {
+        "root": shlex.quote(layout.root),
+        "program": shlex.quote(layout.program),
+        "socket": shlex.quote(layout.socket),
+        "python": shlex.quote(python),
+        "unit": layout.unit,
+    }
+    command = f"sh -c {shlex.quote(_START % values)}"
+    done = await connection.run(command, stdin=base64.b64encode(program()).decode(), timeout=START_TIMEOUT)
+    if done.status:
+        raise GuestError(
+            f"The guest's forkserver could not be started with {python}: exit code {done.status}.",
+            hint="Is the guest's disk full? Look: limactl shell NAME df -h" if "No space" in done.stderr else "",
+            context=done.stderr.splitlines()[-10:],
+        )
+
+
+async def connect(connection: Connection, facts: Facts, on_event: Callable[[GuestEvent], None]) -> Forkserver:
+    """Connect to the guest's forkserver, and start it when it does not run.
+
+    :param on_event: called in the I/O thread for each kernel that ends, and when the guest shuts down by itself.
+    :raises GuestError: when it cannot be started.
+    """
+    layout = Layout(facts)
+    try:
+        reader, writer = await connection.open_unix(layout.socket)
+    except ConnectionFailed:
+        await _start(connection, layout, facts.python)
+        reader, writer = await connection.open_unix(layout.socket)
+    return Forkserver(reader, writer, layout.socket, on_event)

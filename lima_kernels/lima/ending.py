@@ -1,0 +1,159 @@
+"""Why a VM no longer runs, from what was left of it: our record of a stop, and the log of Lima's host agent."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+import re
+import time
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import ClassVar
+
+import msgspec
+
+from .. import paths, records
+from ..errors import HostError, printable
+
+logger = logging.getLogger(__name__)
+
+NO_REASON = "Lima gives no reason"
+STOP_COMMAND = "lima-kernels stop"
+# No more of a log is read than this many bytes from its end, and as many from its beginning.
+_TAIL = 64 * 1024
+# What Lima's host agent says (lima ``pkg/hostagent/hostagent.go`` and ``pkg/driver/qemu/qemu_driver.go``).
+_ASKED = re.compile(r"^Received (\w+), shutting down the host agent$")
+_DRIVER = re.compile(r"^Driver stopped due to error: (.*)$")
+_FORCED = re.compile(r"^(QEMU did not exit in .*), forcibly killing QEMU$")
+# Go's rendering of "no error".
+_NO_ERROR = "%!q(<nil>)"
+
+
+class Stopped(records.Record, frozen=True, kw_only=True):
+    """Who stopped an instance, and when (seconds since the epoch); ``boot`` is the boot that it ended."""
+
+    VERSION: ClassVar[int] = 1
+    version: int = VERSION
+    user: str
+    pid: int
+    command: str
+    at: float
+    boot: str
+
+
+class _Line(msgspec.Struct, frozen=True):
+    msg: str = ""
+    time: str = ""
+
+
+_decoder = msgspec.json.Decoder(_Line)
+
+
+def _decode(raw: bytes) -> _Line:
+    try:
+        return _decoder.decode(raw)
+    except ValueError:
+        # A panic of Lima's, or a line of which we have the end only.
+        return _Line(raw.decode(errors="replace"))
+
+
+def _boot(instance_dir: Path) -> str:
+    """Name the instance's last boot: by the first line of its log, which Lima makes anew at every start."""
+    try:
+        with paths.host_agent_log(instance_dir).open("rb") as file:
+            return _decode(file.readline(_TAIL)).time
+    except OSError:
+        return ""
+
+
+def _log(instance_dir: Path) -> list[_Line]:
+    """Return the last lines of the host agent's log; none when there is no log."""
+    file = paths.host_agent_log(instance_dir)
+    try:
+        with file.open("rb") as opened:
+            opened.seek(max(0, file.stat().st_size - _TAIL))
+            return [_decode(raw) for raw in opened.read().splitlines() if raw.strip()]
+    except OSError:
+        return []
+
+
+def note_stop(instance_dir: Path, command: str = STOP_COMMAND) -> None:
+    """Record that this process is about to stop an instance; a record that cannot be written hinders no stop."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    record = Stopped(user=user, pid=os.getpid(), command=command, at=time.time(), boot=_boot(instance_dir))
+    try:
+        records.write(paths.stopped_file(instance_dir.name), record)
+    except HostError as error:
+        logger.warning("%s", error)
+
+
+def forget_stop(instance_dir: Path) -> None:
+    """Remove the record of a stop that did not come about."""
+    records.remove(paths.stopped_file(instance_dir.name))
+
+
+def is_stopping(instance_dir: Path) -> bool:
+    """Tell whether the host agent, if it lives, is on its way out; `limactl list` calls the instance running then."""
+    return any(_ASKED.match(line.msg) or _DRIVER.match(line.msg) for line in _log(instance_dir))
+
+
+def how_it_ended(instance_dir: Path) -> str:
+    """Return in words why an instance that ran no longer does, such as ``it was powered off from inside at 14:02``."""
+    stop = records.read(paths.stopped_file(instance_dir.name), Stopped)
+    if stop is not None and stop.boot == _boot(instance_dir):
+        return f"it was shut down by `{printable(stop.command)}` of user {printable(stop.user)}{_at(stop.at)}"
+    lines = _log(instance_dir)
+    for line in lines:
+        if found := _ASKED.match(line.msg):
+            return _when_asked(found[1], line, lines)
+        if found := _DRIVER.match(line.msg):
+            return _when_the_driver_ended(found[1].strip("`"), line)
+    if lines:
+        return (
+            "Lima's host agent ended without a word: it was killed, as `limactl stop --force` does, "
+            "or this host went down"
+        )
+    return NO_REASON
+
+
+def _when_asked(signal: str, line: _Line, lines: list[_Line]) -> str:
+    forced = next((found[1] for later in lines if (found := _FORCED.match(later.msg))), "")
+    end = f", and killed because {forced}" if forced else ""
+    if signal == "SIGINT":
+        return f"it was shut down by `limactl stop`{_at(_seconds(line))}{end}"
+    return f"it was shut down by {signal} to Lima's host agent{_at(_seconds(line))}{end}"
+
+
+def _when_the_driver_ended(error: str, line: _Line) -> str:
+    if error == _NO_ERROR:
+        return f"it was powered off from inside{_at(_seconds(line))}"
+    if error == "signal: killed":
+        return f"its process was killed{_at(_seconds(line))}, by somebody or because this host had no memory left"
+    return f"its process ended{_at(_seconds(line))} with {printable(error)!r}"
+
+
+def _seconds(line: _Line) -> float | None:
+    try:
+        return datetime.fromisoformat(line.time).timestamp()
+    except ValueError:
+        return None
+
+
+def _today() -> date:
+    return datetime.now(UTC).astimezone().date()
+
+
+def _at(seconds: float | None) -> str:
+    """Return when it was, in this host's time; the day too when that was another."""
+    if seconds is None:
+        return ""
+    try:
+        when = datetime.fromtimestamp(seconds, UTC).astimezone()
+    except (OverflowError, OSError, ValueError):
+        return ""
+    day = "" if when.date() == _today() else f" on {when:%Y-%m-%d}"
+    return f"{day} at {when:%H:%M}"
