@@ -14,10 +14,10 @@ from typing import NamedTuple
 from . import paths
 from .environment.instance import plan
 from .environment.spec import Environment
-from .errors import InstanceError, LimactlError, LimaKernelsError, MountError
+from .errors import InstanceError, LimactlError, LimaKernelsError, MountError, PhaseTimeout
 from .guest import mounts
 from .lima import ending, hostagent, template
-from .lima.limactl import CREATE, Limactl
+from .lima.limactl import CREATE, STOP, Limactl
 from .lima.models import Instance, Status
 from .locks import locked
 from .progress import Phase, Progress
@@ -98,7 +98,7 @@ async def present(limactl: Limactl, name: str, wish: Wish, progress: Progress) -
 async def _settled(limactl: Limactl, name: str, progress: Progress) -> Instance | None:
     """Return the instance once it is not about to stop; one that is just being started by others is given a moment.
 
-    The caller's own limit ends the wait for one that stops: Lima gives a guest three minutes for it.
+    :raises PhaseTimeout: when it does not stop in the time that Lima gives it.
     """
     limit: float | None = None
     clock = asyncio.get_running_loop().time
@@ -109,7 +109,13 @@ async def _settled(limactl: Limactl, name: str, progress: Progress) -> Instance 
         if ending.is_stopping(instance.dir):
             if progress.phase is not Phase.STOPPING:
                 progress.enter(Phase.STOPPING)
-            await hostagent.gone(instance.host_agent_pid)
+            try:
+                await asyncio.wait_for(hostagent.gone(instance.host_agent_pid), STOP)
+            except TimeoutError as error:
+                raise PhaseTimeout(
+                    f"The VM {name!r} did not stop within {STOP:.0f} s of {Phase.STOPPING.value}.",
+                    hint=f"To end it as it is: lima-kernels stop --force {name}",
+                ) from error
         elif instance.is_between:
             limit = limit or clock() + SETTLE_TIMEOUT
             if clock() > limit:

@@ -13,7 +13,9 @@ import msgspec
 from jupyter_client.kernelspec import KernelSpecManager
 
 from .environment import spec
-from .errors import ConfigurationError, HostError, nearest
+from .errors import ConfigurationError, HostError, nearest, printable
+from .guest.kernels import GuestSpec
+from .provisioner import DEFAULT_INSTANCE
 
 PROVISIONER = "lima-provisioner"
 DEFAULT_NAME = "lima"
@@ -25,11 +27,15 @@ _LOGOS = ("logo-32x32.png", "logo-64x64.png", "logo-svg.svg")
 
 
 class Request(NamedTuple):
-    """What a kernel spec is to say; ``config`` is the provisioner's, as in kernel.json."""
+    """What a kernel spec is to say; ``config`` is the provisioner's, as in kernel.json.
+
+    ``guest_spec`` is the guest's own kernel spec where one is meant, None for ipykernel of the guest's environment.
+    """
 
     name: str
     display_name: str
     config: dict[str, Any]
+    guest_spec: GuestSpec | None = None
 
 
 class Installed(NamedTuple):
@@ -39,6 +45,11 @@ class Installed(NamedTuple):
     display_name: str
     directory: Path
     config: dict[str, Any]
+
+    @property
+    def instance(self) -> str:
+        """The VM's name; what the provisioner takes when none is named."""
+        return str(self.config.get("instance", DEFAULT_INSTANCE))
 
 
 class _Stanza(msgspec.Struct, frozen=True):
@@ -66,7 +77,7 @@ def make_request(
         raise ConfigurationError(
             f"{name!r} cannot be a kernel spec's name.", hint="Use letters, digits, '.', '_' and '-' only."
         )
-    chosen = instance or (f"lima-kernels-{name}" if environment else "lima-kernels")
+    chosen = instance or (f"lima-kernels-{name}" if environment else DEFAULT_INSTANCE)
     if not _INSTANCE_NAME.fullmatch(chosen):
         raise ConfigurationError(
             f"{chosen!r} cannot be a Lima instance's name.",
@@ -81,17 +92,38 @@ def make_request(
     return Request(name.lower(), display_name, config)
 
 
+def for_guest_kernel(request: Request, kernel: str, guest_spec: GuestSpec) -> Request:
+    """Return the request for a kernel that the guest itself has.
+
+    :param kernel: its kernel spec's name in the guest; gives the display name where the request has none.
+    """
+    shown = printable(guest_spec.display_name).strip() or kernel
+    return request._replace(
+        display_name=request.display_name or f"{shown} (Lima)",
+        config={**request.config, "kernel": kernel},
+        guest_spec=guest_spec,
+    )
+
+
 def _document(request: Request) -> dict[str, Any]:
+    stanza = {"provisioner_name": PROVISIONER, "config": request.config}
+    guest_spec = request.guest_spec
+    if guest_spec is not None:
+        return {
+            # For information: the guest starts what its own spec says.
+            "argv": list(guest_spec.argv),
+            "display_name": request.display_name,
+            "language": guest_spec.language,
+            # Any other word of the guest's would make Jupyter refuse the spec.
+            "interrupt_mode": "message" if guest_spec.interrupt_mode == "message" else "signal",
+            "metadata": {"kernel_provisioner": stanza},
+        }
     return {
         "argv": ["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
         "display_name": request.display_name,
         "language": "python",
         "interrupt_mode": "signal",
-        "metadata": {
-            "debugger": True,
-            "supported_encryption": "curve",
-            "kernel_provisioner": {"provisioner_name": PROVISIONER, "config": request.config},
-        },
+        "metadata": {"debugger": True, "supported_encryption": "curve", "kernel_provisioner": stanza},
     }
 
 

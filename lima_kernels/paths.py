@@ -131,13 +131,27 @@ def serial_logs(instance_directory: Path) -> list[Path]:
     return [instance_directory / name for name in ("serial.log", "serialp.log", "serialv.log")]
 
 
+def _socket_parents() -> list[Path]:
+    return [Path(jupyter_runtime_dir()) / "lima", Path(tempfile.gettempdir()) / f"lima-kernels-{os.getuid()}"]
+
+
+def is_socket_directory(path: Path) -> bool:
+    """Tell whether a path is that of a kernel's sockets, as :func:`socket_directory` makes it."""
+    return path.parent in _socket_parents()
+
+
+def attached_connection_file(kernel: str) -> Path:
+    """The connection file of a kernel that `lima-kernels kernels attach` serves, where Jupyter's consoles look."""
+    return Path(jupyter_runtime_dir()) / f"kernel-lima-{kernel}.json"
+
+
 def socket_directory(kernel_id: str) -> Path:
     """Make the 0700 directory of one kernel's sockets on the host; short enough for a unix socket in it.
 
     :raises HostError: when even the temporary directory's path is too long.
     """
     name = hashlib.sha256(kernel_id.encode()).hexdigest()[:12]
-    candidates = [Path(jupyter_runtime_dir()) / "lima", Path(tempfile.gettempdir()) / f"lima-kernels-{os.getuid()}"]
+    candidates = _socket_parents()
     for parent in candidates:
         path = parent / name
         if len(os.fsencode(path)) + len("/c-5") > UNIX_PATH_MAX_HOST:

@@ -18,7 +18,7 @@ from .errors import ConfigurationError, LimaKernelsError, nearest
 from .guest.forwards import Transport
 from .guest.kernels import KernelFacts
 from .guest.mounts import check_directory, directory_to_share
-from .instances import Wish
+from .instances import BOOT_TIMEOUT, CREATE_TIMEOUT, Wish
 from .runtime import runtime
 from .session import Launch, Session, open_session
 
@@ -48,8 +48,10 @@ class LimaProvisioner(KernelProvisionerBase):
         help="What clients connect to on this host: unix sockets (ipc) or loopback ports (tcp).",
     )
     mount = Bool(True, config=True, help="Show the notebook's directory to the VM, at the same path and writable.")
-    create_timeout = Float(3600.0, config=True, help="Seconds until a missing VM exists: its image may be downloaded.")
-    boot_timeout = Float(600.0, config=True, help="Seconds until the guest is ready; emulation is slow.")
+    create_timeout = Float(
+        CREATE_TIMEOUT, config=True, help="Seconds until a missing VM exists: its image may be downloaded."
+    )
+    boot_timeout = Float(BOOT_TIMEOUT, config=True, help="Seconds until the guest is ready; emulation is slow.")
     kernel = Unicode(
         "",
         config=True,
@@ -165,6 +167,7 @@ class LimaProvisioner(KernelProvisionerBase):
 
     def _launch(self, arguments: list[str], cwd: Path, env: dict[str, str]) -> Launch:
         manager: Any = self.parent
+        curve = self._curve_keys()
         return Launch(
             kernel_id=self.kernel_id,
             cwd=cwd if self.mount else Path("~"),
@@ -175,8 +178,8 @@ class LimaProvisioner(KernelProvisionerBase):
             key=manager.session.key.decode(),
             signature_scheme=manager.session.signature_scheme,
             kernel_name=manager.kernel_name,
-            curve=self._curve_keys(),
-            facts=KernelFacts(session=self._notebook, spec=manager.kernel_name, cwd=str(cwd)),
+            curve=curve,
+            facts=KernelFacts(session=self._notebook, spec=manager.kernel_name, encrypted=bool(curve)),
             keep=self.orphan_timeout,
             timeout=self.kernel_timeout,
             notes=[self._obituary] if self._obituary else [],

@@ -66,24 +66,25 @@ def read(path: Path, kind: type[T]) -> T | None:
     A file that is corrupt, truncated, unreadable or of another version is renamed, so that it is in nobody's way but
     can be looked at, and a warning says so. Bad content never raises.
     """
+    inode = None
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(path, "rb", opener=_opener) as file:
+            inode = os.fstat(file.fileno()).st_ino
+            return _decoded(file.read(SIZE_LIMIT + 1) or b"", kind)
     except FileNotFoundError:
         return None
     except OSError as error:
-        _set_aside(path, None, f"it cannot be read: {error.strerror}")
-        return None
-    with os.fdopen(fd, "rb") as file:
-        inode = os.fstat(fd).st_ino
-        try:
-            return _decoded(file.read(SIZE_LIMIT + 1), kind)
-        except OSError as error:
-            reason = f"it cannot be read: {error.strerror}"
-        except (ValueError, RecursionError) as error:
-            # msgspec's own errors are ValueErrors, and so is text that is no UTF-8.
-            reason = str(error)
+        reason = f"it cannot be read: {error.strerror}"
+    except (ValueError, RecursionError) as error:
+        # msgspec's own errors are ValueErrors, and so is text that is no UTF-8.
+        reason = str(error)
     _set_aside(path, inode, reason)
     return None
+
+
+def _opener(path: str, flags: int) -> int:
+    # A pipe in the file's place would wait for a writer.
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _decoded(data: bytes, kind: type[T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import shutil
@@ -73,6 +74,21 @@ class Launch(NamedTuple):
         }
 
 
+class Entry(NamedTuple):
+    """Where clients on this host come in, and to what notebook and kernel spec.
+
+    :param kernel_id: Jupyter's; names the sockets' directory.
+    """
+
+    transport: Transport
+    kernel_id: str
+    facts: KernelFacts
+
+    def sockets(self) -> Path | None:
+        """Make the directory of the unix sockets, where there are any."""
+        return paths.socket_directory(self.kernel_id) if self.transport is Transport.IPC else None
+
+
 class Session:
     """A kernel in a VM that is ours; made by :func:`open_session` or :func:`adopt`, and closed when no longer needed.
 
@@ -82,7 +98,7 @@ class Session:
     :param name: the kernel's in the guest.
     """
 
-    def __init__(self, vm: VM, wish: Wish, guest: Guest, name: str, keep: float) -> None:
+    def __init__(self, vm: VM, wish: Wish, guest: Guest, name: str, keep: float | None) -> None:
         self.exit: KernelExit | None = None
         self.connection: dict[str, Any] = {}
         self.address: Address | None = None
@@ -99,9 +115,10 @@ class Session:
 
     async def start(self, launch: Launch) -> None:
         """Start the kernel and forward its channels; undone by :meth:`close` when it fails."""
-        lease = leases.acquire(self._vm.name, self.name, session=launch.facts.session, spec=launch.facts.spec)
+        entry = Entry(launch.transport, launch.kernel_id, launch.facts)
+        lease = leases.acquire(self._vm.name, self.name, entry.facts, entry.sockets())
         assert lease is not None
-        self._stack.callback(lease.release, kernel_has_ended=True)
+        self._stack.callback(lease.release)
         self.connection = launch.connection_file(Layout(self._guest.facts).channels(self.name))
         self._watch()
         self._stack.push_async_callback(self._remove)
@@ -124,26 +141,27 @@ class Session:
                 f"used up {Phase.KERNEL.value}.",
                 hint="Give it more with kernel_timeout in the kernel spec's config.",
             ) from error
-        await self._forward(launch.transport, launch.kernel_id)
+        await self._forward(entry)
 
-    async def take(self, transport: Transport, kernel_id: str, lease: leases.Lease) -> None:
+    async def take(self, entry: Entry, lease: leases.Lease) -> None:
         """Be the owner of a kernel that runs already, and forward its channels; given up again when that fails."""
-        self._stack.callback(lease.release, kernel_has_ended=False)
+        self._stack.callback(lease.release)
         self._watch()
+        self._stack.push_async_callback(self._release)
         held = await self._guest.forkserver.hold(self.name, self._ownership)
         self.connection = held.connection
-        await self._forward(transport, kernel_id)
+        await self._forward(entry)
 
     def _watch(self) -> None:
         self._vm.watchers[self.name] = self._end
         self._stack.callback(self._vm.watchers.pop, self.name, None)
 
-    async def _forward(self, transport: Transport, kernel_id: str) -> None:
+    async def _forward(self, entry: Entry) -> None:
         self._vm.progress.enter(Phase.FORWARD)
-        directory = paths.socket_directory(kernel_id) if transport is Transport.IPC else None
+        directory = entry.sockets()
         if directory:
             self._stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        self._forwards = Forwards(transport, (directory or Path()) / "c")
+        self._forwards = Forwards(entry.transport, (directory or Path()) / "c")
         self._stack.push_async_callback(self._forwards.close)
         self.address = await self._forwards.listen()
         await self._connect()
@@ -163,10 +181,12 @@ class Session:
             await _first(self._guest.connection.closed.wait(), self._guest.forkserver.wait_closed())
             logger.warning("The connection to the VM %r was lost; connecting again.", self._vm.name)
             self._forwards.disconnect()
-            while self.exit is None and self._guest.is_lost():
+            is_resumed = False
+            while self.exit is None and not is_resumed:
                 try:
                     self._guest = await self._vm.reconnect(self._wish)
                     await self._resume()
+                    is_resumed = True
                 except InstanceError as error:
                     self._end(KernelExit(self.name, GONE, reason=str(error)))
                 except LimaKernelsError as error:
@@ -228,6 +248,10 @@ class Session:
         """Let :meth:`close` end the kernel; what was adopted is otherwise left as it was."""
         self._stack.push_async_callback(self._remove)
 
+    async def _release(self) -> None:
+        with contextlib.suppress(LimaKernelsError):
+            await self._guest.forkserver.release(self.name)
+
     async def _remove(self) -> None:
         self._end_is_wanted = True
         await self._vm.remove(self.name, self._wish)
@@ -260,7 +284,8 @@ async def _opened(vm: VM, wish: Wish, guest: Guest, launch: Launch) -> Session:
     await guest.forkserver.stop_when_idle(wish.idle_timeout)
     if launch.facts.session:
         for name, state in await _orphans(guest, launch.facts):
-            if session := await adopt(vm, wish, guest, name, launch):
+            entry = Entry(launch.transport, launch.kernel_id, launch.facts)
+            if session := await adopt(vm, wish, guest, name, entry, keep=launch.keep):
                 logger.warning(
                     "The kernel of %s that an earlier server left in the VM %r goes on, with its variables.",
                     state.facts.session,
@@ -273,27 +298,24 @@ async def _opened(vm: VM, wish: Wish, guest: Guest, launch: Launch) -> Session:
 
 
 async def _orphans(guest: Guest, facts: KernelFacts) -> list[tuple[str, KernelState]]:
-    """Return the living kernels of a notebook and kernel spec, the newest first."""
+    """Return the living kernels of a notebook and kernel spec, encrypted as we are, the newest first."""
     known = (await guest.forkserver.list()).items()
-    same = [
-        (name, state)
-        for name, state in known
-        if state.code is None and (state.facts.session, state.facts.spec) == (facts.session, facts.spec)
-    ]
+    same = [(name, state) for name, state in known if state.code is None and state.facts == facts]
     return sorted(same, key=lambda entry: -entry[1].started)
 
 
-async def adopt(vm: VM, wish: Wish, guest: Guest, name: str, launch: Launch) -> Session | None:
-    """Take over a kernel whose owner is dead; None when its owner lives, or it is encrypted otherwise than we are."""
-    lease = leases.acquire(vm.name, name, session=launch.facts.session, spec=launch.facts.spec)
+async def adopt(
+    vm: VM, wish: Wish, guest: Guest, name: str, entry: Entry, *, keep: float | None = None
+) -> Session | None:
+    """Take over a kernel whose owner is dead; None when its owner lives.
+
+    :param keep: seconds that it lives on when we die; None to leave that as its owner said.
+    """
+    lease = leases.acquire(vm.name, name, entry.facts, entry.sockets())
     if lease is None:
         return None
-    session = Session(vm, wish, guest, name, launch.keep)
-    await _or_closed(session, session.take(launch.transport, launch.kernel_id, lease))
-    if ("curve_publickey" in session.connection) != bool(launch.curve):
-        await session.close()
-        return None
-    return session
+    session = Session(vm, wish, guest, name, keep)
+    return await _or_closed(session, session.take(entry, lease))
 
 
 async def _or_closed(session: Session, opening: Any) -> Session:

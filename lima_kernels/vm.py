@@ -188,6 +188,7 @@ class VM:
                 silent = Progress(self.name, lambda _step: None)
                 with contextlib.suppress(LimaKernelsError):
                     async with locked(silent, UNDO_TIMEOUT):
+                        silent.enter(Phase.STOPPING)
                         found = await self._limactl.find(self.name)
                         if found is None or (found.is_up and ours and found.driver_pid != ours[0].driver_pid):
                             return

@@ -25,20 +25,27 @@ class Notebook:
 
         :raises CellError: when it raised.
         """
-        printed: list[str] = []
+        return "".join(self.outputs(code).values()).strip()
+
+    def outputs(self, code: str, timeout: float = 120) -> dict[str, str]:
+        """Run a cell and return what it printed on "stdout" and "stderr".
+
+        :raises CellError: when it raised.
+        """
+        printed: dict[str, str] = {}
         errors: list[str] = []
 
         def collect(message: dict[str, Any]) -> None:
             content = message["content"]
             if message["msg_type"] == "stream":
-                printed.append(content["text"])
+                printed[content["name"]] = printed.get(content["name"], "") + content["text"]
             elif message["msg_type"] == "error":
                 errors.append(f"{content['ename']}: {content['evalue']}")
 
-        reply = self.client.execute_interactive(code, timeout=120, output_hook=collect)
+        reply = self.client.execute_interactive(code, timeout=timeout, output_hook=collect)
         if errors or reply["content"]["status"] != "ok":
             raise CellError(*errors, reply["content"])
-        return "".join(printed).strip()
+        return printed
 
     def begin(self, code: str) -> None:
         """Start a cell and return once it runs."""
@@ -46,6 +53,15 @@ class Notebook:
         # that failed.
         self.client.execute(code, stop_on_error=False)
         while self.client.get_iopub_msg(timeout=60)["msg_type"] != "execute_input":
+            pass
+
+    def wait_until_subscribed(self) -> None:
+        """Wait until the kernel greets a subscriber that came back.
+
+        libzmq subscribes anew only when the socket's owner next looks at it; a client with an event loop does so at
+        once, a blocking one here.
+        """
+        while self.client.get_iopub_msg(timeout=60)["msg_type"] != "iopub_welcome":
             pass
 
     def reply(self) -> dict[str, Any]:

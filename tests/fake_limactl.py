@@ -2,8 +2,10 @@
 """An executable limactl for tests: instances are directories below LIMA_HOME; it fails, hangs and lies when told to.
 
 Told by ``$LIMA_HOME/_fake.json``, an object with any of: version; ssh_port; status, errors (of every instance);
-fail, {verb: message}; hang, [verb]; garbage, [verb]; start_log, [message]; host_agent_pid. Each call is kept as a line
-of ``$LIMA_HOME/_calls``.
+fail, {verb: message}; hang, [verb]; delay, {verb: seconds} (before it does anything); garbage, [verb]; start_log,
+[message]; host_agent_pid, driver_pid: processes whose end is that of the instance's (else whoever calls us, who lives);
+half_made: what a `create` that fails leaves, as {file: text}; its own text up to a length for the file lima.yaml.
+Each call is kept as a line of ``$LIMA_HOME/_calls``.
 """
 
 import json
@@ -36,42 +38,83 @@ def fail(message: str, code: int = 1) -> None:
     sys.exit(code)
 
 
+def living(pid: int) -> int:
+    """The process, or 0 when it has ended."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return 0
+    return pid
+
+
+def port_of_last_start(directory: Path) -> int:
+    try:
+        return int((directory / "ssh.config").read_text().split()[-1])
+    except FileNotFoundError:
+        return 0
+
+
 def describe(directory: Path) -> dict:
-    config = yaml.safe_load((directory / "lima.yaml").read_text())
+    try:
+        config = yaml.safe_load((directory / "lima.yaml").read_text()) or {}
+    except yaml.YAMLError:
+        return {"name": directory.name, "status": "", "dir": str(directory), "hostAgentPID": 0, "driverPID": 0}
     running = (directory / "running").exists()
+    agent = living(told().get("host_agent_pid", os.getppid())) if running else 0
+    driver = living(told().get("driver_pid", os.getppid())) if running else 0
+    status = {(True, True): "Running", (False, False): "Stopped"}.get((agent > 0, driver > 0), "Broken")
     config.setdefault("user", {"name": os.environ.get("USER", "user"), "home": "/home/user.guest"})
     config.setdefault("mountType", "9p")
     return {
         "name": directory.name,
-        "status": told().get("status") or ("Running" if running else "Stopped"),
-        "errors": [{} for _ in told().get("errors", ())],
+        "status": told().get("status") or status,
+        "errors": [{} for _ in reasons(agent, driver)],
         "dir": str(directory),
         "vmType": "qemu",
         "arch": "x86_64",
         "cpus": 2,
         "memory": 4 << 30,
         "disk": 100 << 30,
-        "sshLocalPort": told().get("ssh_port", 1) if running else 0,
+        # Of a stopped instance too: from the file that the last start wrote.
+        "sshLocalPort": told().get("ssh_port", 1) if agent else port_of_last_start(directory),
         "sshAddress": "127.0.0.1",
-        "hostAgentPID": told().get("host_agent_pid", 4242) if running else 0,
+        "hostAgentPID": agent,
+        "driverPID": driver,
         "config": config,
         "aFieldOfTomorrow": {"unknown": None},
     }
+
+
+def reasons(agent: int, driver: int) -> list[str]:
+    if "errors" in told():
+        return told()["errors"]
+    if driver and not agent:
+        return ["qemu driver is running but host agent is not"]
+    return ["host agent is running but driver is not"] if agent and not driver else []
 
 
 def list_instances(names: list[str]) -> None:
     found = [path.parent for path in sorted(HOME.glob("*/lima.yaml"))]
     chosen = [path for path in found if not names or path.name in names]
     for path in chosen:
-        print(json.dumps(describe(path)) + "".join(f"\t{json.dumps(reason)}" for reason in told().get("errors", ())))
+        instance = describe(path)
+        errors = reasons(instance["hostAgentPID"], instance["driverPID"])
+        print(json.dumps(instance) + "".join(f"\t{json.dumps(reason)}" for reason in errors))
     if len(chosen) < len(names):
         fail("unmatched instances")
 
 
 def create(name: str) -> None:
     directory = HOME / name
+    if directory.exists():
+        fail(f"instance `{name}` already exists (`{directory}`)")
     directory.mkdir(parents=True)
-    (directory / "lima.yaml").write_text(sys.stdin.read())
+    text = sys.stdin.read()
+    if "create" in told().get("fail", {}):
+        for file, content in told().get("half_made", {}).items():
+            (directory / file).write_text(text[:content] if file == "lima.yaml" else content)
+        fail(told()["fail"]["create"])
+    (directory / "lima.yaml").write_text(text)
     log(f"Run `limactl start {name}` to start the instance.")
 
 
@@ -83,6 +126,7 @@ def start(name: str) -> None:
     if "start" in told().get("fail", {}):
         fail(told()["fail"]["start"])
     (directory / "running").touch()
+    (directory / "ssh.config").write_text(f"Host lima-{name}\n  Port {told().get('ssh_port', 1)}\n")
     log(f"SSH Local Port: {told().get('ssh_port', 1)}")
     if "ready" in told().get("hang", ()):
         hang()
@@ -90,9 +134,11 @@ def start(name: str) -> None:
 
 
 def hang() -> None:
+    """Hang until we are ended, or our test is over: a caller that was killed ends nobody."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    while True:
-        time.sleep(60)
+    while HOME.exists():
+        time.sleep(0.5)
+    sys.exit(1)
 
 
 def template(arguments: list[str]) -> None:
@@ -118,10 +164,11 @@ def main() -> None:
     names = [argument for argument in rest if not argument.startswith("--")]
     if verb in told().get("hang", ()):
         hang()
+    time.sleep(told().get("delay", {}).get(verb, 0))
     if verb in told().get("garbage", ()):
         print("<html>this is not what you asked for</html>")
         return
-    if verb in told().get("fail", {}) and verb != "start":
+    if verb in told().get("fail", {}) and verb not in ("start", "create"):
         fail(told()["fail"][verb])
     if verb == "--version":
         print(f"limactl version {told().get('version', '2.2.0')}")

@@ -5,24 +5,47 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .. import kernelspec
+from ..errors import ConfigurationError, MountError, printable
+from ..guest.kernels import GuestSpec
+from ..guest.mounts import directory_to_share
 from ..lima.limactl import Limactl
+from ..provisioner import LimaProvisioner
+from ..runtime import runtime
+from . import wishes
+from .progress import watching
+
+# What says of a VM what it is and how long it takes: the same for all kernel specs that name it.
+_OF_THE_VM = ("environment", "attach", "create_timeout", "boot_timeout", "idle_timeout")
 
 
 def add_commands(commands: Any) -> None:
     """Add this group's commands."""
     install = commands.add_parser("install", help="write a kernel spec", description="Write a kernel spec.")
-    install.add_argument("--name", default=kernelspec.DEFAULT_NAME, help="the kernel spec's name")
-    install.add_argument("--display-name", default=kernelspec.DEFAULT_DISPLAY_NAME, help="what Jupyter shows")
+    install.add_argument(
+        "--name", help=f"the kernel spec's name (default: {kernelspec.DEFAULT_NAME}, or with --kernel lima-KERNEL)"
+    )
+    install.add_argument(
+        "--display-name", help="what Jupyter shows (default: Linux (Lima), or with --kernel the guest's own word)"
+    )
     install.add_argument(
         "--environment", type=Path, metavar="FILE", help="the environment file that says what the VM is"
+    )
+    what = install.add_mutually_exclusive_group()
+    what.add_argument(
+        "--kernel", help="a kernel that the guest itself has, by its name there; the VM is started for a look"
+    )
+    what.add_argument(
+        "--list-kernels", action="store_true", help="list the kernels that the guest itself has, and install nothing"
     )
     which = install.add_mutually_exclusive_group()
     which.add_argument("--instance", metavar="NAME", help="the Lima instance; made when it is missing")
@@ -43,13 +66,11 @@ def add_commands(commands: Any) -> None:
 
 
 def _install(options: argparse.Namespace) -> int:
-    request = kernelspec.make_request(
-        options.name,
-        options.display_name,
-        environment=options.environment,
-        instance=options.attach or options.instance,
-        attach=bool(options.attach),
-    )
+    request = _request(options)
+    if options.list_kernels:
+        return _list_kernels(request)
+    if options.kernel:
+        request = _for_guest_kernel(request, options.kernel)
     in_virtual_environment = sys.prefix != sys.base_prefix
     prefix = options.prefix
     if options.sys_prefix or (prefix is None and not options.user and in_virtual_environment):
@@ -57,6 +78,79 @@ def _install(options: argparse.Namespace) -> int:
     directory = kernelspec.write(request, user=prefix is None, prefix=prefix)
     print(f"Installed the kernel {request.display_name!r} ({request.name}) in {directory}")
     return 0
+
+
+def _request(options: argparse.Namespace) -> kernelspec.Request:
+    """Return what to install as far as it is known without the guest."""
+    of_guest = options.kernel or options.list_kernels
+    instance, environment = options.attach or options.instance, options.environment
+    if of_guest and environment and not instance:
+        file = str(environment.resolve())
+        instance = next(
+            (spec.instance for spec in kernelspec.installed() if spec.config.get("environment") == file), None
+        )
+    request = kernelspec.make_request(
+        options.name or (f"lima-{options.kernel}" if options.kernel else kernelspec.DEFAULT_NAME),
+        options.display_name or ("" if of_guest else kernelspec.DEFAULT_DISPLAY_NAME),
+        environment=environment,
+        instance=instance,
+        attach=bool(options.attach),
+    )
+    if not of_guest or environment or options.attach:
+        return request
+    # Another environment than that of the VM's other kernels would change the VM.
+    named = request.config["instance"]
+    known: dict[str, Any] = next((spec.config for spec in kernelspec.installed() if spec.instance == named), {})
+    return request._replace(config={"instance": named, **{key: known[key] for key in _OF_THE_VM if key in known}})
+
+
+def _for_guest_kernel(request: kernelspec.Request, kernel: str) -> kernelspec.Request:
+    specs = _ask_guest(request)
+    if kernel not in specs:
+        raise ConfigurationError(
+            f"The VM {request.config['instance']!r} has no kernel {printable(kernel)!r}.",
+            hint=f"It has: {printable(', '.join(sorted(specs))) or 'none'}.",
+        )
+    return kernelspec.for_guest_kernel(request, kernel, specs[kernel])
+
+
+def _list_kernels(request: kernelspec.Request) -> int:
+    specs = _ask_guest(request)
+    table = Table("kernel", "display name", "language")
+    table.columns[0].no_wrap = True
+    for name, spec in sorted(specs.items()):
+        table.add_row(*(escape(printable(text)) for text in (name, spec.display_name, spec.language)))
+    config = request.config
+    Console().print(table if specs else f"The VM {config['instance']} has no kernel.", highlight=False)
+    which = ["--attach" if config.get("attach") else "--instance", config["instance"]]
+    what = ["--environment", config["environment"]] if "environment" in config else []
+    print(f"To install one: lima-kernels install --kernel NAME {shlex.join(which + what)}")
+    return 0
+
+
+def _ask_guest(request: kernelspec.Request) -> dict[str, GuestSpec]:
+    """Return the guest's own kernel specs; its VM is started for that."""
+    settings = LimaProvisioner(**request.config)
+
+    async def ask() -> dict[str, GuestSpec]:
+        wish = wishes.wish_of(settings, await _directory_to_show(settings))
+        guest = await wishes.ready_guest(settings.instance, wish)
+        return await guest.forkserver.specs()
+
+    with watching():
+        return runtime().run_blocking(ask())
+
+
+async def _directory_to_show(settings: LimaProvisioner) -> Path | None:
+    """Return what a VM that has to be started is to show, as `lima-kernels start` does; a notebook will come."""
+    instance = await Limactl().find(settings.instance)
+    if settings.attach or (instance is not None and instance.is_up):
+        return None
+    try:
+        return directory_to_share(Path(), server_root=None)
+    except MountError:
+        # It was not asked for.
+        return None
 
 
 def _uninstall(options: argparse.Namespace) -> int:
@@ -70,8 +164,8 @@ def _list(options: argparse.Namespace) -> int:
         {
             "name": spec.name,
             "display_name": spec.display_name,
-            "instance": str(spec.config.get("instance", "")),
-            "status": states.get(str(spec.config.get("instance", "")), "not made yet"),
+            "instance": spec.instance,
+            "status": states.get(spec.instance, "not made yet"),
             "directory": str(spec.directory),
         }
         for spec in kernelspec.installed()

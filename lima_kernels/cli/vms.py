@@ -8,15 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..environment import spec
 from ..errors import InstanceError, nearest, printable
 from ..guest.mounts import directory_to_share
-from ..instances import Wish
 from ..kernelspec import installed
 from ..leases import users_of
 from ..lima.limactl import Limactl
-from ..provisioner import DEFAULT_INSTANCE
+from ..provisioner import DEFAULT_INSTANCE, LimaProvisioner
 from ..runtime import runtime
+from . import wishes
 from .progress import watching
 
 
@@ -41,28 +40,16 @@ def add_commands(commands: Any) -> None:
 
 
 def _start(options: argparse.Namespace) -> int:
-    config = next((found.config for found in installed() if found.config.get("instance") == options.instance), None)
-    if config is None and options.instance != DEFAULT_INSTANCE:
-        known = [str(found.config.get("instance")) for found in installed()]
+    settings = wishes.settings_of(options.instance)
+    if settings is None and options.instance != DEFAULT_INSTANCE:
         raise InstanceError(
             f"No kernel spec names the VM {options.instance!r}.",
-            hint=nearest(options.instance, known) or "Write one: lima-kernels install --instance NAME",
+            hint=nearest(options.instance, [found.instance for found in installed()])
+            or "Write one: lima-kernels install --instance NAME",
         )
-    config = config or {}
-    file = config.get("environment")
-    limits = {name: float(config[name]) for name in ("create_timeout", "boot_timeout") if name in config}
-    wish = Wish(
-        environment=spec.load(Path(file)) if file else spec.DEFAULT,
-        attach=bool(config.get("attach")),
-        directory=directory_to_share(options.directory, server_root=None),
-        **limits,
-    )
-
-    async def start() -> None:
-        await runtime().vm(options.instance).ensure(wish)
-
+    wish = wishes.wish_of(settings or LimaProvisioner(), directory_to_share(options.directory, server_root=None))
     with watching():
-        runtime().run_blocking(start())
+        runtime().run_blocking(wishes.ready_guest(options.instance, wish))
     print(f"The VM {options.instance} is ready.")
     return 0
 

@@ -138,7 +138,7 @@ def _read_manifest(directory: Path) -> Manifest | None:
         return msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest)
     except FileNotFoundError:
         return None
-    except msgspec.DecodeError as error:
+    except (OSError, msgspec.DecodeError) as error:
         raise ImageError(
             f"The image directory {directory} has a damaged {MANIFEST}: {error}.",
             hint=f"Build it again: lima-kernels image build --name {directory.name} --force",

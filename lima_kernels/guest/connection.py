@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import asyncssh
 import msgspec
 
-from ..errors import ConnectionFailed, GuestError, HostKeyChanged
+from ..errors import ConnectionFailed, GuestError, HostError, HostKeyChanged
 
 # As Lima itself prefers: AES in hardware, and the fastest of all in an emulated guest.
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes128-ctr")
@@ -69,10 +69,16 @@ class KeyStore:
     def pin(self, key: str) -> None:
         """Keep the key of the first contact."""
         data = msgspec.json.encode(PinnedKey(key, self._boot))
-        fd, name = tempfile.mkstemp(dir=self._file.parent, prefix=self._file.name)
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-        os.replace(name, self._file)
+        try:
+            fd, name = tempfile.mkstemp(dir=self._file.parent, prefix=self._file.name)
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+            os.replace(name, self._file)
+        except OSError as error:
+            raise HostError(
+                f"The VM's host key cannot be written to {self._file}: {error.strerror}.",
+                hint="Free some space there, or mend its permissions.",
+            ) from error
 
     def refuse(self) -> HostKeyChanged:
         return HostKeyChanged(
@@ -277,7 +283,12 @@ async def open_connection(endpoint: Endpoint, keys: KeyStore) -> Connection:
     if pinned is None:
         key = ssh.get_server_host_key()
         assert key is not None
-        keys.pin(_openssh(key))
+        try:
+            keys.pin(_openssh(key))
+        except HostError:
+            ssh.close()
+            await ssh.wait_closed()
+            raise
     return Connection(ssh)
 
 

@@ -18,6 +18,14 @@ from .streams import Claim, Stream
 CHANNELS = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}
 
 
+_CARRY_REQUESTS = (CHANNELS["shell_port"], CHANNELS["control_port"])
+# Clients whose streams are no more come back on each channel by themselves, every 100 to 200 ms (ZMQ_RECONNECT_IVL). A
+# request that arrives before they have subscribed to iopub again would have its output published to nobody.
+SUBSCRIBING = 0.5
+# Seconds. The forkserver has more clients at this moment than it can let in.
+RETRY_INTERVAL = 0.2
+
+
 class Transport(enum.Enum):
     """What a client on the host connects to; in the guest it is always a unix socket."""
 
@@ -48,6 +56,7 @@ class Forwards:
         self._streams: set[Stream] = set()
         self._tasks: set[asyncio.Task[bool]] = set()
         self._is_closed = False
+        self._requests_wait_until = 0.0
         self._stack = AsyncExitStack()
 
     async def listen(self) -> Address:
@@ -55,25 +64,39 @@ class Forwards:
 
         :raises ConnectionFailed: when the host gives no socket.
         """
-        loop = asyncio.get_running_loop()
         ports = {}
         try:
             for name, number in CHANNELS.items():
-                if self._transport is Transport.TCP:
-                    server = await loop.create_server(self._factory(number), "127.0.0.1", 0)
-                    ports[name] = server.sockets[0].getsockname()[1]
-                else:
-                    path = Path(f"{self._prefix}-{number}")
-                    # The manager or an earlier kernel may have left the name behind.
-                    path.unlink(missing_ok=True)
-                    server = await loop.create_unix_server(self._factory(number), str(path))
-                    self._stack.callback(_unlink, path)
-                    ports[name] = number
-                self._stack.callback(server.close)
+                ports[name] = await (self._listen_on_port(number) if self._is_tcp else self._listen_on_path(number))
         except OSError as error:
             raise ConnectionFailed(f"Listening for the kernel's clients failed: {error}.") from error
-        ip = "127.0.0.1" if self._transport is Transport.TCP else str(self._prefix)
+        ip = "127.0.0.1" if self._is_tcp else str(self._prefix)
         return Address(self._transport, ip, ports)
+
+    @property
+    def _is_tcp(self) -> bool:
+        return self._transport is Transport.TCP
+
+    async def _listen_on_port(self, number: int) -> int:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(self._factory(number), "127.0.0.1", 0, start_serving=False)
+        port: int = server.sockets[0].getsockname()[1]
+        await self._serve(server)
+        return port
+
+    async def _listen_on_path(self, number: int) -> int:
+        path = Path(f"{self._prefix}-{number}")
+        # The manager or an earlier kernel may have left the name behind.
+        path.unlink(missing_ok=True)
+        self._stack.callback(_unlink, path)
+        loop = asyncio.get_running_loop()
+        await self._serve(await loop.create_unix_server(self._factory(number), str(path), start_serving=False))
+        return number
+
+    async def _serve(self, server: asyncio.Server) -> None:
+        # On the stack first: a cancelled start_serving() has begun to serve.
+        self._stack.push_async_callback(_close, server)
+        await server.start_serving()
 
     def _factory(self, channel: int) -> Callable[[], Stream]:
         return lambda: Stream(channel, self._made, self._ended)
@@ -92,7 +115,7 @@ class Forwards:
 
     def _begin(self, stream: Stream) -> asyncio.Task[bool]:
         assert self._route is not None
-        task = asyncio.ensure_future(_carried(stream, *self._route))
+        task = asyncio.ensure_future(self._carried(stream, *self._route))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
@@ -104,7 +127,26 @@ class Forwards:
         and what was under way is lost.
         """
         self._route = (connection, claim)
-        return all(await asyncio.gather(*(self._begin(stream) for stream in tuple(self._streams))))
+        if all(await asyncio.gather(*(self._begin(stream) for stream in tuple(self._streams)))):
+            return True
+        self._requests_wait_until = asyncio.get_running_loop().time() + SUBSCRIBING
+        return False
+
+    async def _carried(self, stream: Stream, connection: Connection, claim: Claim) -> bool:
+        """Carry a stream; one whose connection does not hold waits for the next."""
+        if stream.channel in _CARRY_REQUESTS:
+            await asyncio.sleep(self._requests_wait_until - asyncio.get_running_loop().time())
+        while True:
+            try:
+                return await stream.carry(connection, claim)
+            except ConnectionFailed:
+                if connection.closed.is_set():
+                    return True
+                if not stream.is_known:
+                    # The client comes again by itself, at once.
+                    stream.close()
+                    return True
+            await asyncio.sleep(RETRY_INTERVAL)
 
     def disconnect(self) -> None:
         """Let clients wait for the next connection."""
@@ -122,12 +164,14 @@ class Forwards:
             stream.close()
 
 
-async def _carried(stream: Stream, connection: Connection, claim: Claim) -> bool:
-    """Carry a stream; one whose connection does not hold waits for the next."""
-    try:
-        return await stream.carry(connection, claim)
-    except ConnectionFailed:
-        return True
+async def _close(server: asyncio.Server) -> None:
+    """Close a listener, with those whom it has let in but not yet handed out: unanswered they would wait for long."""
+    loop = asyncio.get_running_loop()
+    for sock in server.sockets:
+        loop.remove_reader(sock.fileno())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    server.close()
 
 
 def _unlink(path: Path) -> None:

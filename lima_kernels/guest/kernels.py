@@ -14,17 +14,20 @@ T = TypeVar("T")
 # A guest is hostile input: no more of a line than this is read.
 LINE_LIMIT = 1 << 20
 REQUEST_TIMEOUT = 30.0
+# Operations whose name does not say what was attempted.
+_ATTEMPTS = {"list": "list its kernels", "specs": "list its kernel specs", "settings": "take its settings"}
 
 
 class KernelFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the host has to say of a kernel; kept in the guest for whoever asks, and of no meaning there.
 
-    ``session`` is the notebook as the Jupyter server names it (``JPY_SESSION_NAME``); ``spec`` is the kernel spec.
+    ``session`` is the notebook as the Jupyter server names it (``JPY_SESSION_NAME``); ``spec`` is the kernel spec;
+    ``encrypted`` tells of CurveZMQ.
     """
 
     session: str = ""
     spec: str = ""
-    cwd: str = ""
+    encrypted: bool = False
 
 
 class KernelState(msgspec.Struct, frozen=True):
@@ -78,10 +81,13 @@ class GuestSpec(msgspec.Struct, frozen=True):
 
 
 class Ownership(NamedTuple):
-    """Who owns a kernel: a token that no other knows, and for how many seconds the kernel lives without."""
+    """Who owns a kernel: a token that no other knows, and for how many seconds the kernel lives without.
+
+    ``keep`` is None to leave that as an earlier owner said.
+    """
 
     token: str
-    keep: float
+    keep: float | None
 
 
 class _Message(msgspec.Struct, frozen=True):
@@ -180,7 +186,8 @@ class Forkserver:
         finally:
             del self._pending[number]
         if message.error is not None or not bytes(message.ok):
-            raise GuestError(f"The guest could not {operation} a kernel: {message.error}.", context=message.log)
+            what = _ATTEMPTS.get(operation, f"{operation} a kernel")
+            raise GuestError(f"The guest could not {what}: {message.error}.", context=message.log)
         return message.ok
 
     async def _ask(self, operation: str, **fields: Any) -> msgspec.Raw:
@@ -218,6 +225,10 @@ class Forkserver:
         """Be a kernel's owner from now on, or again; the caller knows that no other owner lives."""
         reply = await self._ask("hold", kernel=kernel, owner=ownership.token, keep=ownership.keep)
         return _decoded(reply, Held)
+
+    async def release(self, kernel: str) -> None:
+        """Be a kernel's owner no longer; it lives on for as long as its owner said."""
+        await self._ask("release", kernel=kernel)
 
     async def signal(self, kernel: str, signum: int) -> None:
         """Send a signal to a kernel's process group; nothing happens when it has ended."""

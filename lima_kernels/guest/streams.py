@@ -101,19 +101,19 @@ class _Carrier:
 
 
 class Stream(asyncio.Protocol):
-    """One client's connection.
+    """One client's connection; ``is_known`` is set once the guest has its other end.
 
     :param on_made: called when the client is there; the stream then waits to be carried.
     :param on_end: called when it is over.
     """
 
     def __init__(self, channel: int, on_made: Callable[[Stream], None], on_end: Callable[[Stream], None]) -> None:
-        self._channel = channel
+        self.channel = channel
         self._on_made = on_made
         self._on_end = on_end
         self._token = secrets.token_hex(16)
         self._state = Resumable()
-        self._is_known = False
+        self.is_known = False
         self._client_is_full = False
         self._client: asyncio.Transport | None = None
         self._carrier: _Carrier | None = None
@@ -132,7 +132,7 @@ class Stream(asyncio.Protocol):
     def connection_lost(self, _error: Exception | None) -> None:
         self._client = None
         self._send(self._state.finish())
-        if self._state.ended or not self._is_known:
+        if self._state.ended or not self.is_known:
             self.close()
 
     def pause_writing(self) -> None:
@@ -162,17 +162,17 @@ class Stream(asyncio.Protocol):
             "op": "stream",
             "kernel": claim.kernel,
             "owner": claim.owner,
-            "channel": self._channel,
+            "channel": self.channel,
             "token": self._token,
             "received": self._state.received,
-            "new": not self._is_known,
+            "new": not self.is_known,
         }
         try:
             carrier.pipe.write(msgspec.json.encode(request) + b"\n")
             async with asyncio.timeout(OPEN_TIMEOUT):
                 reply = await carrier.agreed
             if reply.ok is None:
-                client_waits = self._client is not None and self._is_known
+                client_waits = self._client is not None and self.is_known
                 self.close()
                 return not client_waits
             self._attach(carrier, reply.ok.received)
@@ -187,7 +187,7 @@ class Stream(asyncio.Protocol):
         again = list(self._state.resume(peer_received))
         if self._carrier is not None:
             self._carrier.close()
-        self._is_known = True
+        self.is_known = True
         self._carrier = carrier
         for frame in again:
             self._send(frame)

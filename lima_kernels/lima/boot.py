@@ -9,11 +9,15 @@ from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from .. import paths
 from ..errors import InstanceError, printable
+from . import ending
 from .limactl import Limactl
 from .models import decode_log_line
 
 _SSH_PORT = re.compile(r"^SSH Local Port: (\d+)$")
+# What limactl says when the host agent ended: a Go struct, which tells nobody why.
+_STATUS_DUMP = "exiting, status={"
 LOG_TAIL = 20
 # No more of a serial log is read than this many bytes from its end.
 _SERIAL_TAIL = 16 * 1024
@@ -59,6 +63,9 @@ class Boot:
                 code = await running.wait()
             if code:
                 said = next((line for line in reversed(tail) if line), "nothing")
+                reason = ending.how_it_ended(paths.lima_home() / name)
+                if said.startswith(_STATUS_DUMP) and reason != ending.NO_REASON:
+                    said = reason
                 error = InstanceError(
                     f"The VM {name!r} did not start: limactl start ended with exit code {code}: {said}",
                     hint=f"Look at it by hand: limactl start {name}",
@@ -66,6 +73,11 @@ class Boot:
                 )
             else:
                 self.finished.set_result(None)
+                error = InstanceError(
+                    f"limactl start {name} ended without naming an SSH port.",
+                    hint="Look at it by hand: limactl list",
+                    context=tuple(tail),
+                )
         except OSError as failure:
             error = InstanceError(f"limactl start {name} could not be run: {failure}.")
         finally:

@@ -26,6 +26,8 @@ _LIST_FORMAT = "--format={{json .}}{{range .Errors}}\t{{json .Error}}{{end}}"
 CREATE = 3600.0
 # Seconds for `stop`: Lima itself gives the host agent and then the VM three minutes each.
 STOP = 400.0
+# What `list` says, with exit code 1, when there is no instance of a name.
+_UNMATCHED = "unmatched instances"
 _LOCATION = re.compile(r"\w[\w./:@+-]*")
 
 
@@ -114,7 +116,8 @@ class Limactl:
         """Return the instance of that name, or None when there is none."""
         done = await self._run("list", _LIST_FORMAT, name, check=False)
         found = self._decoded(done.stdout)
-        if not found and done.returncode not in (0, 1):
+        if not found and done.returncode and _UNMATCHED not in done.stderr:
+            # Something else than a name that nobody has: an instance that cannot be seen now is not gone.
             raise self._failure(("list", name), done.returncode, done.stderr.splitlines())
         return next((instance for instance in found if instance.name == name), None)
 

@@ -120,6 +120,42 @@ def test_start_stop_delete(machine: Machine, guest: FakeGuest, spec: str, capsys
     assert machine.instances() == []
 
 
+def configure(machine: Machine, **config: object) -> None:
+    """Write settings into the kernel spec "lima"."""
+    file = machine.root / "jupyter" / "kernels" / "lima" / "kernel.json"
+    document = json.loads(file.read_text())
+    document["metadata"]["kernel_provisioner"]["config"].update(config)
+    file.write_text(json.dumps(document))
+
+
+def test_start_tells_the_guest_when_to_stop_by_itself(machine: Machine, guest: FakeGuest, spec: str) -> None:
+    configure(machine, idle_timeout=600)
+    assert main(["start", "--directory", str(machine.notebooks)]) == 0
+    (settings,) = (machine.guest_home / ".lima-kernels").glob("*/settings.json")
+    assert json.loads(settings.read_text()) == {"idle_timeout": 600}
+
+
+def test_start_obeys_the_specs_limits_and_refuses_wrong_ones(
+    machine: Machine, guest: FakeGuest, spec: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure(machine, boot_timeout="soon")
+    assert main(["start", "--directory", str(machine.notebooks)]) == 1
+    assert capsys.readouterr().err.startswith("lima-kernels: The kernel spec's config is wrong: ")
+    configure(machine, boot_timeout=60, bootime=1)
+    assert main(["start", "--directory", str(machine.notebooks)]) == 1
+    assert capsys.readouterr().err.endswith("has an unknown key 'bootime'. Did you mean 'boot_timeout'?\n")
+    assert machine.instances() == []
+
+
+def test_start_takes_no_vm_that_no_kernel_spec_names(
+    machine: Machine, spec: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["start", "lima-kernel"]) == 1
+    assert capsys.readouterr().err == (
+        "lima-kernels: No kernel spec names the VM 'lima-kernel'. Did you mean 'lima-kernels'?\n"
+    )
+
+
 def test_delete_leaves_the_vms_of_others_alone(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     directory = machine.lima_home / "docker"
     directory.mkdir()

@@ -12,7 +12,8 @@ from jupyter_client.provisioning import KernelProvisionerFactory
 
 from lima_kernels import kernelspec
 from lima_kernels.errors import ConfigurationError, HostError
-from lima_kernels.kernelspec import Installed, Request, make_request
+from lima_kernels.guest.kernels import GuestSpec
+from lima_kernels.kernelspec import Installed, Request, for_guest_kernel, make_request
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +113,40 @@ def test_jupyter_finds_what_was_written() -> None:
         "supported_encryption": "curve",
         "kernel_provisioner": {"provisioner_name": "lima-provisioner", "config": {"instance": "lima-kernels"}},
     }
+
+
+def test_a_kernel_of_the_guest_is_described_in_its_own_words() -> None:
+    found = GuestSpec(("R", "--args", "{connection_file}"), "R 4.4", "R", "message")
+    directory = write(for_guest_kernel(requested("lima-ir", ""), "ir", found))
+    spec = KernelSpecManager().get_kernel_spec("lima-ir")
+    assert (spec.argv, spec.language) == (["R", "--args", "{connection_file}"], "R")
+    assert (spec.display_name, spec.interrupt_mode) == ("R 4.4 (Lima)", "message")
+    # Jupyter's debugger and its encryption need an ipykernel that is known.
+    config = {"instance": "lima-kernels", "kernel": "ir"}
+    assert spec.metadata == {"kernel_provisioner": {"provisioner_name": "lima-provisioner", "config": config}}
+    assert kernelspec.installed() == [Installed("lima-ir", "R 4.4 (Lima)", directory, config)]
+
+
+def test_a_display_name_that_was_asked_for_wins() -> None:
+    assert for_guest_kernel(requested("r", "Mine"), "ir", GuestSpec(display_name="R")).display_name == "Mine"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"), [("", "ir (Lima)"), (" \x1b[2J\x07", "ir (Lima)"), ("a\x1b[1mb", "ab (Lima)")]
+)
+def test_a_guests_display_name_is_text(said: str, shown: str) -> None:
+    assert for_guest_kernel(requested("r", ""), "ir", GuestSpec(display_name=said)).display_name == shown
+
+
+def test_an_interrupt_mode_that_jupyter_does_not_know_does_not_hide_the_spec() -> None:
+    write(for_guest_kernel(requested("r", ""), "ir", GuestSpec(("R",), "R", "R", "telepathy")))
+    assert KernelSpecManager().get_kernel_spec("r").interrupt_mode == "signal"
+
+
+def test_a_spec_that_names_no_instance_means_the_default(data: Path) -> None:
+    text = {"argv": ["x"], "metadata": {"kernel_provisioner": {"provisioner_name": "lima-provisioner"}}}
+    foreign(data, "by-hand", json.dumps(text))
+    assert [found.instance for found in kernelspec.installed()] == ["lima-kernels"]
 
 
 def test_others_may_read_it_and_its_logos_are_there() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -23,6 +24,7 @@ from lima_kernels.progress import Phase, Step
 from tests.client import Notebook
 
 INSTANCE = "lk-test"
+Start = Callable[..., Notebook]
 
 
 class Figures:
@@ -127,3 +129,14 @@ def start(vm: str, notebooks: Path) -> Iterator[Callable[..., Notebook]]:
 
 def entered(steps: list[Step], since: int, phase: Phase) -> bool:
     return any(step.phase is phase for step in steps[since:])
+
+
+def guest_shell(command: str, timeout: float = 60) -> str:
+    """Run a command in the guest by Lima's own way in, not by ours."""
+    argv = ["limactl", "--tty=false", "shell", "--workdir=/", INSTANCE, "sh", "-c", command]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, check=True)
+    return done.stdout.strip()
+
+
+def kernels_in_guest() -> list[str]:
+    return guest_shell("ls ~/.lima-kernels/*/k").split()

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -20,12 +19,10 @@ from lima_kernels.lima.limactl import Limactl
 from lima_kernels.lima.models import Status
 from lima_kernels.lima.template import EPHEMERAL_PORTS
 from lima_kernels.progress import Phase, Step
-from tests.client import Notebook
 
-from .conftest import INSTANCE, Figures, entered, run
+from .conftest import INSTANCE, Figures, Start, entered, guest_shell, kernels_in_guest, run
 
 pytestmark = pytest.mark.timeout(900)
-Start = Callable[..., Notebook]
 ENVIRONMENT = """
 memory: 3GiB
 apt: [tree]
@@ -38,17 +35,6 @@ provision:
     id -un > /var/tmp/provisioned-by
 """
 EXAMPLE = Path(__file__).parents[2] / "notebooks" / "01-first-kernel.ipynb"
-
-
-def guest_shell(command: str) -> str:
-    """Run a command in the guest by Lima's own way in, not by ours."""
-    argv = ["limactl", "--tty=false", "shell", "--workdir=/", INSTANCE, "sh", "-c", command]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=True)
-    return done.stdout.strip()
-
-
-def kernels_in_guest() -> list[str]:
-    return guest_shell("ls ~/.lima-kernels/*/k").split()
 
 
 def test_first_start_makes_the_vm_and_runs_a_cell(

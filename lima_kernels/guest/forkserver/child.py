@@ -10,9 +10,10 @@ import signal
 import socket
 import string
 import sys
+from collections.abc import Iterable
 from typing import Any, NamedTuple, NoReturn
 
-from .kernels import CONNECTION_FILE, OUTPUT_LOG
+from .kernels import CONNECTION_FILE, NOTES, OUTPUT_LOG
 
 # What systemd or sshd tells us of ourselves is no kernel's business.
 _OURS_ONLY = (
@@ -107,25 +108,33 @@ def _run_ipykernel(start: Start, connection_file: str) -> None:
     # As if systemd were the parent: nothing to watch, and no advice to press Ctrl-C.
     app: Any = IPKernelApp.instance(parent_handle=1)
     app.initialize(sys.argv[1:])
-    Link(start.link).attach(app.shell)
+    Link(start.link, os.path.join(start.directory, NOTES), start.request.get("notes", ())).attach(app.shell)
     os.write(start.ready, b"1")
     os.close(start.ready)
     app.start()
 
 
 class Link:
-    """Tells the forkserver when cells run, and shows its notes on the stderr of the cell that runs, or of the next."""
+    """Tells the forkserver when cells run, and shows its notes on the stderr of the cell that runs, or of the next.
 
-    def __init__(self, sock: socket.socket) -> None:
+    :param path: where notes come: by a name, so that a forkserver that was started anew finds it too.
+    :param notes: those for the first cell.
+    """
+
+    def __init__(self, sock: socket.socket, path: str, notes: Iterable[str]) -> None:
         sock.setblocking(False)
         self._sock = sock
         self._running = 0
-        self._incoming = b""
+        self._notes = list(notes)
+        self._incoming = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._incoming.setblocking(False)
+        self._incoming.bind(path)
 
     def attach(self, shell: Any) -> None:
         """Take notice of a shell's cells."""
         shell.events.register("pre_execute", self._begin)
         shell.events.register("post_execute", self._end)
+        self._tell(b"I")
 
     def _begin(self) -> None:
         self._running += 1
@@ -144,8 +153,8 @@ class Link:
             self._sock.send(state)
 
     def _show_notes(self) -> None:
-        with contextlib.suppress(OSError):
-            self._incoming += self._sock.recv(65536)
-        *notes, self._incoming = self._incoming.split(b"\n")
-        for note in notes:
-            print("[lima-kernels] " + note.decode(errors="replace"), file=sys.stderr, flush=True)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._notes.append(self._incoming.recv(65536).decode(errors="replace"))
+        while self._notes:
+            print("[lima-kernels] " + self._notes.pop(0).replace("\n", " "), file=sys.stderr, flush=True)

@@ -8,6 +8,9 @@ import time
 
 # While somebody sits at a terminal it is looked again after so many seconds.
 _TERMINAL_CHECK = 15.0
+_POWER_OFF = ("sudo", "-n", "systemctl", "poweroff")
+# Seconds; it only begins.
+_PATIENCE = 30.0
 
 
 def has_terminals() -> bool:
@@ -38,7 +41,7 @@ class IdleTimer:
 
     def deadline(self) -> float | None:
         """Return when to look again, in monotonic seconds; None for never."""
-        if not self.timeout or self._since is None:
+        if self.timeout <= 0 or self._since is None:
             return None
         return max(self._since + self.timeout, self._next)
 
@@ -52,7 +55,14 @@ class IdleTimer:
             return False
         return True
 
+    def power_off(self) -> bool:
+        """Shut the guest down and tell whether that has begun; Lima sees the VM end and calls the instance stopped.
 
-def power_off() -> None:
-    """Shut the guest down; Lima sees the VM end and calls the instance stopped."""
-    subprocess.Popen(["sudo", "-n", "systemctl", "poweroff"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        The time is counted anew: for the next try where this one is not allowed.
+        """
+        self._since = time.monotonic()
+        try:
+            subprocess.run(_POWER_OFF, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return False
+        return True

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import shutil
 import signal
+import socket
 import time
 from typing import Any
 
@@ -18,12 +20,23 @@ RECORD = "kernel.json"
 RECORD_VERSION = 1
 CONNECTION_FILE = "connection.json"
 OUTPUT_LOG = "output.log"
+# A kernel's socket for notes; a name no longer than those of its channels.
+NOTES = "n"
 CHANNELS = 5
 # The last lines of a kernel's raw output say why it died; what a cell prints does not go there.
 _LOG_TAIL = 20
 _LOG_BYTES = 8192
 # A kernel that does not tell whether it is busy is taken to be so while it uses more than this share of one CPU.
 _BUSY_SHARE = 0.02
+# What a record holds.
+_KINDS: dict[str, Any] = {
+    "pid": int,
+    "start": int,
+    "owner": str,
+    "keep": (int, float),
+    "facts": dict,
+    "started": (int, float),
+}
 # A busy kernel without an owner is looked at again after so many seconds.
 BUSY_CHECK = 60.0
 
@@ -39,7 +52,7 @@ class Kernel:
         self.name = name
         self.directory = directory
         self.owner: str = request["owner"]
-        self.keep = float(request["keep"])
+        self.keep = seconds(request["keep"])
         self.facts: dict[str, Any] = dict(request.get("facts") or {})
         self.started = time.time()
         self.pid = 0
@@ -117,6 +130,12 @@ class Kernel:
         except OSError:
             return []
 
+    def note(self, text: str) -> None:
+        """Show a line on the stderr of the cell that runs, or of the next; a program that is not ours shows none."""
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            sock.sendto(text.encode(), os.path.join(self.directory, NOTES))
+
     def exited(self, code: int) -> None:
         """Take its end down, with the reason as far as it can be found."""
         self.code = code
@@ -157,18 +176,27 @@ class Kernel:
     def signal(self, signum: int) -> None:
         """Signal its process group."""
         if self.code is None:
-            # The child calls setsid first thing; until it has, there is no group of its own to signal.
-            with contextlib.suppress(ProcessLookupError):
+            try:
                 os.killpg(self.pid, signum)
+            except ProcessLookupError:
+                # The child calls setsid first thing; until it has, there is no group of its own.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, signum)
 
     def end(self) -> None:
         """Kill every process of its session, and wait for its own."""
         end_session(self.pid)
         if self.code is None:
+            # Its session is not there before its first instruction.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
             if self.pidfd is not None:
                 select.select([self.pidfd], [], [], 5.0)
                 self.exited(-int(signal.SIGKILL))
             else:
+                # A child that has not come to its setsid yet is of no session of its own.
+                with contextlib.suppress(OSError):
+                    os.kill(self.pid, signal.SIGKILL)
                 with contextlib.suppress(ChildProcessError):
                     self.exited(os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]))
 
@@ -200,11 +228,22 @@ def read_record(path: str) -> dict[str, Any] | None:
     """Return a kernel's record; None when it is missing, damaged or of another version."""
     try:
         with open(path, encoding="utf-8") as file:
-            record = json.load(file)
-        known = record["version"] == RECORD_VERSION and isinstance(record["pid"], int) and record["pid"] > 1
-        return record if known and {"start", "owner", "keep", "started"} <= record.keys() else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            record: dict[str, Any] = json.load(file)
+        known = record["version"] == RECORD_VERSION and record["pid"] > 1 and math.isfinite(record["keep"])
+        return record if known and all(isinstance(record[name], kind) for name, kind in _KINDS.items()) else None
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return None
+
+
+def seconds(value: Any) -> float:
+    """Return a time that can be reckoned with.
+
+    :raises ValueError: when it is none.
+    """
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError("%s is no number of seconds" % value)
+    return number
 
 
 def _stat(pid: int) -> list[str]:

@@ -63,7 +63,8 @@ def listen(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     os.chmod(path, 0o600)
-    listener.listen(64)
+    # A client that finds no room is refused, and its stream would wait for the next connection.
+    listener.listen(1024)
     return listener
 
 

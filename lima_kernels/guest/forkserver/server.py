@@ -7,11 +7,12 @@ It is reached through a unix socket in a 0700 directory and speaks JSON lines:
     {"id": 2, "op": "signal", "kernel": ID, "signum": 2}
     {"id": 3, "op": "list"}
     {"id": 4, "op": "remove", "kernel": ID}
-    {"id": 5, "op": "hold", "kernel": ID, "owner": TOKEN, "keep": SECONDS}
-    {"id": 6, "op": "note", "kernel": ID, "text": TEXT}
-    {"id": 7, "op": "specs"}
-    {"id": 8, "op": "settings", "idle_timeout": SECONDS}
-    {"id": 9, "op": "stream", "kernel": ID, "owner": TOKEN, "channel": 1, "token": T, "received": N, "new": true}
+    {"id": 5, "op": "hold", "kernel": ID, "owner": TOKEN, "keep": SECONDS or null}
+    {"id": 6, "op": "release", "kernel": ID}
+    {"id": 7, "op": "note", "kernel": ID, "text": TEXT}
+    {"id": 8, "op": "specs"}
+    {"id": 9, "op": "settings", "idle_timeout": SECONDS}
+    {"id": 10, "op": "stream", "kernel": ID, "owner": TOKEN, "channel": 1, "token": T, "received": N, "new": true}
 
 Every request is answered by a line with its id and either "ok" or "error". After the answer to "stream" the connection
 carries the frames of a resumable stream. The end of a kernel is told to every client as {"event": "exit", "kernel": ID,
@@ -33,8 +34,9 @@ from typing import Any
 
 from . import idle, specs
 from .child import Start
+from .clients import Client, Starting
 from .deaths import disk_full
-from .kernels import Kernel, write_private
+from .kernels import Kernel, seconds, write_private
 from .resumable import ProtocolError
 from .streams import Streams
 from .wire import Wire
@@ -43,6 +45,7 @@ LINE_LIMIT = 1 << 20
 SETTINGS = "settings.json"
 # No event tells that another program has bound its sockets.
 BOUND_CHECK = 0.05
+LONGEST_WAIT = 86400.0
 
 
 class Refused(Exception):
@@ -54,28 +57,6 @@ class Spawned(BaseException):
 
     def __init__(self, start: Start) -> None:
         self.start = start
-
-
-class Client:
-    """One connection to us."""
-
-    def __init__(self, wire: Wire) -> None:
-        self.wire = wire
-        self.incoming = b""
-
-    def send(self, message: dict[str, Any]) -> None:
-        self.wire.send(json.dumps(message).encode() + b"\n")
-
-
-class Starting:
-    """A kernel whose sockets are not bound yet, and whom to tell; ``ready`` is a pipe that ends with the exec."""
-
-    def __init__(self, kernel: Kernel, client: Client, number: object, ready: int, is_program: bool) -> None:
-        self.kernel = kernel
-        self.client = client
-        self.number = number
-        self.ready = ready
-        self.is_program = is_program
 
 
 class Server:
@@ -103,7 +84,7 @@ class Server:
     def _load_settings(self) -> float:
         try:
             with open(os.path.join(self.root, SETTINGS), encoding="utf-8") as file:
-                return float(json.load(file)["idle_timeout"])
+                return seconds(json.load(file)["idle_timeout"])
         except (OSError, ValueError, KeyError, TypeError):
             return 0.0
 
@@ -135,7 +116,8 @@ class Server:
             return BOUND_CHECK
         deadlines = [self._idle.deadline(), *(kernel.expires() for kernel in self.kernels.values())]
         known = [deadline for deadline in deadlines if deadline is not None]
-        return max(0.0, min(known) - time.monotonic()) if known else None
+        # The system takes no more than 24 days.
+        return min(max(0.0, min(known) - time.monotonic()), LONGEST_WAIT) if known else None
 
     def _tick(self) -> None:
         for starting in list(self._starting.values()):
@@ -146,11 +128,10 @@ class Server:
             expires = kernel.expires()
             if expires is not None and now >= expires and not kernel.is_busy():
                 self._remove(kernel)
-        if self._idle.has_run_out() and not self._powered_off:
-            self._powered_off = True
+        if not self._powered_off and self._idle.has_run_out():
             for client in list(self._clients):
                 client.send({"event": "power off", "idle": self._idle.timeout})
-            idle.power_off()
+            self._powered_off = self._idle.power_off()
 
     # Clients
 
@@ -158,6 +139,7 @@ class Server:
         with contextlib.suppress(OSError):
             sock, _ = self._listener.accept()
             client = Client(Wire(self._selector, sock, lambda _wire, data: self._receive(client, data)))
+            client.wire.on_room = lambda: self._answer_all(client)
             self._clients.add(client)
 
     def _drop(self, client: Client) -> None:
@@ -167,12 +149,19 @@ class Server:
             kernel.release(client)
 
     def _receive(self, client: Client, data: bytes) -> None:
-        *lines, client.incoming = (client.incoming + data).split(b"\n")
+        client.incoming += data
+        if data:
+            self._answer_all(client)
         if not data or len(client.incoming) > LINE_LIMIT:
             self._drop(client)
-            return
-        for line in lines:
+
+    def _answer_all(self, client: Client) -> None:
+        """Answer what was asked, as far as the client takes the answers; one that does not read is not read from."""
+        while client in self._clients and not client.wire.is_full and b"\n" in client.incoming:
+            line, _, client.incoming = client.incoming.partition(b"\n")
             self._answer(client, line)
+        if client in self._clients:
+            client.wire.read(not client.wire.is_full)
 
     def _answer(self, client: Client, line: bytes) -> None:
         number = None
@@ -185,6 +174,7 @@ class Server:
                 "list": self._list,
                 "remove": self._remove_asked,
                 "hold": self._hold,
+                "release": self._release,
                 "note": self._note,
                 "specs": self._specs,
                 "settings": self._settings,
@@ -195,7 +185,8 @@ class Server:
             reply = {"error": str(error)}
         except OSError as error:
             reply = {"error": disk_full() or "%s: %s" % (type(error).__name__, error)}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except Exception as error:
+            # Whatever a request says, it costs nobody else anything: JSON can be too deep, numbers too large.
             reply = {"error": "%s: %s" % (type(error).__name__, error)}
         if reply is not None:
             client.send({"id": number, **reply})
@@ -235,14 +226,13 @@ class Server:
         self.kernels[name] = kernel
         kernel.holder = client
         kernel.link = Wire(self._selector, ours, lambda wire, data: _hear(kernel, wire, data))
-        for note in request.get("notes", ()):
-            kernel.link.send(note.replace("\n", " ").encode() + b"\n")
         starting = Starting(kernel, client, request.get("id"), ready_r, spec is not None)
         self._starting[name] = starting
         self._selector.register(ready_r, selectors.EVENT_READ, lambda _: self._settle(starting))
         try:
             kernel.save()
         except OSError:
+            self._close_ready(self._starting.pop(name))
             self._remove(kernel)
             raise
 
@@ -269,8 +259,11 @@ class Server:
     def _failed(self, starting: Starting) -> None:
         del self._starting[starting.kernel.name]
         self._close_ready(starting)
+        log = starting.kernel.log_tail()
         error = disk_full() or "the kernel ended before it was ready"
-        starting.client.send({"id": starting.number, "error": error, "log": starting.kernel.log_tail()})
+        if starting.is_program and log:
+            error += ": " + log[-1]
+        starting.client.send({"id": starting.number, "error": error, "log": log})
 
     def _signal(self, _client: Client, request: dict[str, Any]) -> dict[str, Any]:
         self._kernel(request).signal(int(request["signum"]))
@@ -286,9 +279,12 @@ class Server:
 
     def _remove(self, kernel: Kernel) -> None:
         was_alive = kernel.code is None
+        starting = self._starting.get(kernel.name)
         if kernel.pidfd is not None:
             self._selector.unregister(kernel.pidfd)
         kernel.end()
+        if starting is not None:
+            self._failed(starting)
         if was_alive:
             self._tell_exit(kernel)
         self._streams.close(kernel.owner)
@@ -305,22 +301,28 @@ class Server:
             self._streams.close(kernel.owner)
         else:
             lost = self._streams.had_to_wait(kernel.owner)
-        kernel.owner, kernel.keep = request["owner"], float(request["keep"])
+        kernel.owner = request["owner"]
+        if request.get("keep") is not None:
+            kernel.keep = seconds(request["keep"])
         kernel.holder = client
         kernel.save()
         return {"ok": {"connection": kernel.connection(), "lost": lost}}
 
-    def _note(self, _client: Client, request: dict[str, Any]) -> dict[str, Any]:
+    def _release(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
         kernel = self._kernel(request)
-        if kernel.link is not None:
-            kernel.link.send(request["text"].replace("\n", " ").encode() + b"\n")
+        kernel.release(client)
+        self._streams.close(kernel.owner)
+        return {"ok": {}}
+
+    def _note(self, _client: Client, request: dict[str, Any]) -> dict[str, Any]:
+        self._kernel(request).note(request["text"])
         return {"ok": {}}
 
     def _specs(self, _client: Client, _request: dict[str, Any]) -> dict[str, Any]:
         return {"ok": specs.all_specs()}
 
     def _settings(self, _client: Client, request: dict[str, Any]) -> dict[str, Any]:
-        timeout = float(request["idle_timeout"])
+        timeout = seconds(request["idle_timeout"])
         if timeout != self._idle.timeout:
             write_private(os.path.join(self.root, SETTINGS), {"idle_timeout": timeout})
             self._idle.timeout = timeout
@@ -330,17 +332,18 @@ class Server:
         """Turn a connection into the carrier of a stream: no more lines come from it."""
         kernel = self._kernel(request)
         token, owner = request["token"], request["owner"]
+        channel, received = int(request["channel"]), int(request["received"])
         if owner != kernel.owner:
             raise Refused("the kernel is somebody else's")
         stream = self._streams.find(token, owner)
         if stream is None:
             if not request.get("new"):
                 raise Refused("there is no such stream")
-            stream = self._streams.open(token, kernel.channel(int(request["channel"])), owner)
+            stream = self._streams.open(token, kernel.channel(channel), owner)
         self._clients.discard(client)
         client.send({"id": request["id"], "ok": {"received": stream.received}})
         try:
-            stream.attach(client.wire, int(request["received"]))
+            stream.attach(client.wire, received)
         except ProtocolError:
             client.wire.close()
             stream.close()

@@ -72,6 +72,7 @@ class Stream:
             wire.close()
             if self._carrier is wire:
                 self._carrier = None
+                self._flow()
             return
         try:
             for payload in self._state.take(data):

@@ -1,0 +1,47 @@
+"""What the command line asks of a VM: what a kernel of the kernel spec that names it would ask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..environment import spec
+from ..instances import Wish
+from ..kernelspec import installed
+from ..provisioner import LimaProvisioner
+from ..runtime import runtime
+from ..vm import Guest
+
+# Asks nothing beyond a way to the guest: for a VM that runs.
+REACH = Wish(environment=spec.DEFAULT, attach=False, directory=None)
+
+
+def settings_of(instance: str) -> LimaProvisioner | None:
+    """Return the settings of the first kernel spec of ours that names a VM, or None when none does.
+
+    :raises ConfigurationError: when that spec's config is wrong.
+    """
+    config = next((found.config for found in installed() if found.instance == instance), None)
+    return None if config is None else LimaProvisioner(**config)
+
+
+def wish_of(settings: LimaProvisioner, directory: Path | None) -> Wish:
+    """Return what a kernel of these settings would ask of its VM.
+
+    :param directory: what the VM has to show.
+    :raises ConfigurationError: when its environment file cannot be obeyed.
+    """
+    return Wish(
+        environment=spec.load(Path(settings.environment)) if settings.environment else spec.DEFAULT,
+        attach=settings.attach,
+        directory=directory,
+        create_timeout=settings.create_timeout,
+        boot_timeout=settings.boot_timeout,
+        idle_timeout=settings.idle_timeout,
+    )
+
+
+async def ready_guest(instance: str, wish: Wish) -> Guest:
+    """Return the guest of a VM, which is made and booted as needed; to be awaited in the I/O thread."""
+    guest = await runtime().vm(instance).ensure(wish)
+    await guest.forkserver.stop_when_idle(wish.idle_timeout)
+    return guest
