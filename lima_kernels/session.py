@@ -281,6 +281,8 @@ async def open_session(vm: VM, wish: Wish, launch: Launch) -> Session:
 
 
 async def _opened(vm: VM, wish: Wish, guest: Guest, launch: Launch) -> Session:
+    # What killed processes left on this host goes.
+    leases.held(vm.name)
     await guest.forkserver.stop_when_idle(wish.idle_timeout)
     if launch.facts.session:
         for name, state in await _orphans(guest, launch.facts):

@@ -23,25 +23,32 @@ START_TIMEOUT = 60.0
 _START = r"""
 set -eu
 umask 077
-mkdir -p %(root)s/k %(root)s/new.$$
-base64 -d | tar -x -C %(root)s/new.$$
-rm -rf %(program)s
-mv %(root)s/new.$$ %(program)s
+mkdir -p %(root)s/k
+# Another process of the host may be starting it too.
+exec 9>%(root)s/start.lock
+flock 9
+if [ ! -d %(program)s ]; then
+  rm -rf %(root)s/incoming
+  mkdir %(root)s/incoming
+  base64 -d | tar -x -C %(root)s/incoming
+  mv %(root)s/incoming %(program)s
+fi
 set -- %(python)s %(program)s --root %(root)s --socket %(socket)s
 # A system service of its own is not ended with the login session that an SSH connection is; and when the kernel's
 # memory killer takes one kernel, the others live on, as they do when the forkserver itself is killed and started again.
 if [ -d /run/systemd/system ] && sudo -n true 2>/dev/null; then
-  if systemctl is-active --quiet %(unit)s || systemctl is-failed --quiet %(unit)s ||
-     [ "$(systemctl show --property=ActiveState --value %(unit)s)" = activating ]; then
-    exec sudo -n systemctl start %(unit)s
+  if [ "$(systemctl show --property=LoadState --value %(unit)s)" = loaded ]; then
+    sudo -n systemctl start %(unit)s
+  else
+    sudo -n systemd-run --quiet --collect --unit=%(unit)s --uid="$(id -u)" --gid="$(id -g)" \
+      --service-type=notify --property=NotifyAccess=all --property=OOMPolicy=continue --property=OOMScoreAdjust=-500 \
+      --property=Restart=on-failure --property=RestartSec=100ms --property=KillMode=process \
+      --property=TasksMax=infinity --property=LimitNOFILE=65536 --property=EnvironmentFile=-/etc/environment \
+      --setenv=LANG="${LANG:-C.UTF-8}" --working-directory="$HOME" "$@"
   fi
-  exec sudo -n systemd-run --quiet --collect --unit=%(unit)s --uid="$(id -u)" --gid="$(id -g)" \
-    --service-type=notify --property=NotifyAccess=all --property=OOMPolicy=continue --property=OOMScoreAdjust=-500 \
-    --property=Restart=on-failure --property=RestartSec=100ms --property=KillMode=process \
-    --property=TasksMax=infinity --property=LimitNOFILE=65536 --property=EnvironmentFile=-/etc/environment \
-    --setenv=LANG="${LANG:-C.UTF-8}" --working-directory="$HOME" "$@"
+else
+  setsid "$@" --detach 9>&-
 fi
-exec setsid "$@" --detach
 """
 
 

@@ -114,6 +114,9 @@ class Stream(asyncio.Protocol):
         self._token = secrets.token_hex(16)
         self._state = Resumable()
         self.is_known = False
+        # It may be known in the guest although no answer said so.
+        self._was_asked = False
+        self._has_ended = False
         self._client_is_full = False
         self._client: asyncio.Transport | None = None
         self._carrier: _Carrier | None = None
@@ -131,9 +134,13 @@ class Stream(asyncio.Protocol):
 
     def connection_lost(self, _error: Exception | None) -> None:
         self._client = None
+        # What it has not taken is nobody's any more, and must not be waited for.
+        self._client_is_full = False
         self._send(self._state.finish())
-        if self._state.ended or not self.is_known:
+        if self._state.ended or not self._was_asked:
             self.close()
+        else:
+            self.flow()
 
     def pause_writing(self) -> None:
         self._client_is_full = True
@@ -157,6 +164,10 @@ class Stream(asyncio.Protocol):
         """
         carrier = _Carrier(self)
         carrier.pipe = await connection.open_pipe(claim.socket, carrier)
+        if self._has_ended:
+            carrier.close()
+            return True
+        self._was_asked = True
         request = {
             "id": 0,
             "op": "stream",
@@ -231,6 +242,7 @@ class Stream(asyncio.Protocol):
 
     def close(self) -> None:
         """End both sides; may be called twice."""
+        self._has_ended = True
         carrier, self._carrier = self._carrier, None
         if carrier is not None:
             carrier.close()

@@ -228,3 +228,18 @@ async def test_a_start_that_is_cancelled_leaves_nothing(machine: Machine, guest:
     assert await run(manager, "print('again')") == "again"
     await manager.shutdown_kernel(now=True)
     assert len(machine.calls("start")) == 1
+
+
+async def test_kernels_in_two_vms(machine: Machine) -> None:
+    managers = []
+    for instance in ("one", "two"):
+        manager = AsyncKernelManager(kernel_name="lima")
+        assert manager.kernel_spec is not None
+        manager.kernel_spec.metadata["kernel_provisioner"]["config"]["instance"] = instance
+        managers.append(manager)
+    await asyncio.gather(*(manager.start_kernel(cwd=str(machine.notebooks)) for manager in managers))
+    assert machine.instances() == ["one", "two"]
+    assert [await run(manager, "print(6 * 7)") for manager in managers] == ["42", "42"]
+    await managers[0].shutdown_kernel(now=True)
+    assert await managers[1].is_alive()
+    await managers[1].shutdown_kernel(now=True)

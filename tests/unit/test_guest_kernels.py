@@ -16,7 +16,7 @@ import pytest
 from jupyter_client import KernelManager
 
 from lima_kernels.cli.main import main
-from lima_kernels.errors import LimaKernelsError
+from lima_kernels.errors import LimaKernelsError, PhaseTimeout
 from tests.client import CellError, Notebook
 from tests.fake_guest import FakeGuest
 
@@ -314,3 +314,14 @@ def test_a_kernel_that_left_the_guest_since_gives_one_clear_line(machine: Machin
     with pytest.raises(LimaKernelsError) as caught:
         KernelManager(kernel_name="lima-other").start_kernel(cwd=str(machine.notebooks))
     assert "the guest has no kernel 'other'; it has: " in str(caught.value)
+
+
+def test_one_that_never_binds_its_sockets_uses_kernel_timeout_up(machine: Machine) -> None:
+    guest_spec(machine, "slow", ["/bin/sleep", "300"])
+    install("--kernel", "slow")
+    manager = KernelManager(kernel_name="lima-slow")
+    assert manager.kernel_spec is not None
+    manager.kernel_spec.metadata["kernel_provisioner"]["config"]["kernel_timeout"] = 0.5
+    with pytest.raises(PhaseTimeout, match=r"kernel_timeout \(0 s\) was used up starting the kernel"):
+        manager.start_kernel(cwd=str(machine.notebooks))
+    assert not list((machine.guest_home / ".lima-kernels").glob("*/k/*"))

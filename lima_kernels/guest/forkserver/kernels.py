@@ -114,6 +114,13 @@ class Kernel:
             "started": self.started,
         }
 
+    def hear(self, link: Wire, data: bytes) -> None:
+        """Take what the kernel says of itself: cells begin (B), or all have ended (I)."""
+        if data:
+            self.busy = data.endswith(b"B")
+        else:
+            link.close()
+
     def channel(self, number: int) -> str:
         """Return the path of one of its sockets; the numbers are those of the connection file."""
         return os.path.join(self.directory, "c-%d" % number)

@@ -225,7 +225,7 @@ class Server:
         theirs.close()
         self.kernels[name] = kernel
         kernel.holder = client
-        kernel.link = Wire(self._selector, ours, lambda wire, data: _hear(kernel, wire, data))
+        kernel.link = Wire(self._selector, ours, kernel.hear)
         starting = Starting(kernel, client, request.get("id"), ready_r, spec is not None)
         self._starting[name] = starting
         self._selector.register(ready_r, selectors.EVENT_READ, lambda _: self._settle(starting))
@@ -391,11 +391,3 @@ class Server:
         for fd in self._wake:
             os.close(fd)
         self._listener.close()
-
-
-def _hear(kernel: Kernel, wire: Wire, data: bytes) -> None:
-    """The kernel says that cells begin (B) or that all have ended (I)."""
-    if data:
-        kernel.busy = data.endswith(b"B")
-    else:
-        wire.close()

@@ -81,27 +81,41 @@ class Stream:
             self.close()
             return
         if self._state.ended:
-            # The host forgets the stream when it knows that we have.
+            # The host forgets the stream when it knows that we have, and hangs up: until then it may still send, and
+            # sending to a closed socket would cost it what it has not read yet.
             wire.send(self._state.finish())
-            self.close()
+            wire.on_data = _ignore
+            wire.on_room = lambda: None
+            wire.read(True)
+            self.has_ended = True
+            self._kernel.finish()
             return
         if told := self._state.acknowledge():
             wire.send(told)
         self._flow()
 
     def close(self) -> None:
-        """Close both sides; may be called twice."""
+        """Close both sides, once they have what was sent to them; may be called twice."""
         self.has_ended = True
         self._kernel.finish()
         if self._carrier is not None:
             self._carrier.finish()
-            self._carrier = None
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether there are sockets to be closed, be it of a stream that has ended."""
+        return self._kernel.is_open or (self._carrier is not None and self._carrier.is_open)
 
     def abandon(self) -> None:
         """Close our copies of the sockets, in a forked child."""
         self._kernel.abandon()
         if self._carrier is not None:
             self._carrier.abandon()
+
+
+def _ignore(wire: Wire, data: bytes) -> None:
+    if not data:
+        wire.close()
 
 
 class Streams:
@@ -145,4 +159,5 @@ class Streams:
             stream.abandon()
 
     def _forget_ended(self) -> None:
-        self._streams = {token: stream for token, stream in self._streams.items() if not stream.has_ended}
+        known = self._streams.items()
+        self._streams = {token: stream for token, stream in known if stream.is_open or not stream.has_ended}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import selectors
 import socket
 from collections.abc import Callable
@@ -31,6 +30,7 @@ class Wire:
         # Called when a full wire has room again.
         self.on_room: Callable[[], None] = lambda: None
         self.is_open = True
+        self._is_finishing = False
         self._watch()
 
     @property
@@ -76,6 +76,9 @@ class Wire:
             if mask & selectors.EVENT_WRITE:
                 was_full = self.is_full
                 del self._outgoing[: self._sock.send(self._outgoing)]
+                if self._is_finishing and not self._outgoing:
+                    self.close()
+                    return
                 self._watch()
                 if was_full and not self.is_full:
                     self.on_room()
@@ -105,8 +108,11 @@ class Wire:
         self._sock.close()
 
     def finish(self) -> None:
-        """Send what is still kept, as far as the peer takes it at once, and close."""
-        if self.is_open:
-            with contextlib.suppress(OSError):
-                self._sock.send(self._outgoing)
-        self.close()
+        """Close once what is still kept has been sent; until then the wire is open, and nobody is called any more."""
+        self.on_data = lambda _wire, _data: None
+        self.on_room = lambda: None
+        self._is_finishing = True
+        if self._outgoing:
+            self.read(False)
+        else:
+            self.close()
