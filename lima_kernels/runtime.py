@@ -64,7 +64,7 @@ class Runtime:
 
     async def _disconnect_all(self) -> None:
         for vm in self._vms.values():
-            await vm.disconnect()
+            await vm.abandon()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()

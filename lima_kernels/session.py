@@ -179,6 +179,8 @@ class Session:
         """Come back after each loss of the connection, until the kernel is known to have ended."""
         while self.exit is None:
             await _first(self._guest.connection.closed.wait(), self._guest.forkserver.wait_closed())
+            if self._vm.is_abandoned:
+                return
             logger.warning("The connection to the VM %r was lost; connecting again.", self._vm.name)
             self._forwards.disconnect()
             is_resumed = False
@@ -284,19 +286,31 @@ async def _opened(vm: VM, wish: Wish, guest: Guest, launch: Launch) -> Session:
     # What killed processes left on this host goes.
     leases.held(vm.name)
     await guest.forkserver.stop_when_idle(wish.idle_timeout)
-    if launch.facts.session:
-        for name, state in await _orphans(guest, launch.facts):
-            entry = Entry(launch.transport, launch.kernel_id, launch.facts)
-            if session := await adopt(vm, wish, guest, name, entry, keep=launch.keep):
-                logger.warning(
-                    "The kernel of %s that an earlier server left in the VM %r goes on, with its variables.",
-                    state.facts.session,
-                    vm.name,
-                )
-                session.keep_no_longer()
-                return session
+    if launch.facts.session and (found := await _adopted(vm, wish, guest, launch)):
+        return found
     session = Session(vm, wish, guest, secrets.token_hex(8), launch.keep)
     return await _or_closed(session, session.start(launch))
+
+
+async def _adopted(vm: VM, wish: Wish, guest: Guest, launch: Launch) -> Session | None:
+    """Take over a kernel of the same notebook, if there is one."""
+    entry = Entry(launch.transport, launch.kernel_id, launch.facts)
+    for name, state in await _orphans(guest, launch.facts):
+        try:
+            session = await adopt(vm, wish, guest, name, entry, keep=launch.keep)
+        except GuestError as error:
+            # It has just ended, or lacks something: that is no reason to have no kernel.
+            logger.warning("The kernel of %s cannot be had again. %s", state.facts.session, error)
+            continue
+        if session is not None:
+            logger.warning(
+                "The kernel of %s that an earlier server left in the VM %r goes on, with its variables.",
+                state.facts.session,
+                vm.name,
+            )
+            session.keep_no_longer()
+            return session
+    return None
 
 
 async def _orphans(guest: Guest, facts: KernelFacts) -> list[tuple[str, KernelState]]:

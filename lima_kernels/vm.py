@@ -77,7 +77,8 @@ class _Limit:
 class VM:
     """One instance as its kernels see it, and the connection that they share.
 
-    ``watchers`` has for each kernel whom to call, in the I/O thread, when it has ended.
+    ``watchers`` has for each kernel whom to call, in the I/O thread, when it has ended. ``is_abandoned`` is set when
+    this process ends: then a lost connection is no news.
 
     :param listener: told of each phase of a start, in the I/O thread.
     """
@@ -86,6 +87,7 @@ class VM:
         self.name = name
         self.progress = Progress(name, listener)
         self.watchers: dict[str, Callable[[kernels.KernelExit], None]] = {}
+        self.is_abandoned = False
         self._unwanted: set[str] = set()
         self._limactl = limactl
         self._guest: Guest | None = None
@@ -349,6 +351,11 @@ class VM:
         self._shown = ()
         stack, self._stack = self._stack, AsyncExitStack()
         await stack.aclose()
+
+    async def abandon(self) -> None:
+        """Close the connection for good, for this process ends."""
+        self.is_abandoned = True
+        await self.disconnect()
 
     async def stop(self, *, force: bool = False) -> None:
         """Stop the VM; its kernels end.

@@ -28,7 +28,10 @@ def oom_kills() -> int:
 def explain(pid: int, code: int, oom_kills_before: int) -> str:
     """Return why a process ended beyond its exit code, or nothing."""
     if code == -signal.SIGKILL and oom_kills() > oom_kills_before:
-        return "out of memory: %s" % _memory(pid)
+        used = _resident(pid)
+        # Another of our control group may have been the one.
+        if used != 0:
+            return "out of memory: %s" % _memory(used)
     if code:
         return disk_full()
     return ""
@@ -42,14 +45,14 @@ def disk_full() -> str:
     return "the guest's disk is full: %d MiB of %s are free" % (usage.free >> 20, _gib(usage.total))
 
 
-def _memory(pid: int) -> str:
+def _memory(used: int | None) -> str:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    used = _resident(pid)
     return "%sthe VM has %s" % ("it had %s, " % _gib(used) if used else "", _gib(total))
 
 
-def _resident(pid: int) -> int:
-    """Return the memory of a process that was killed for it, from the kernel's log; 0 when that cannot be read."""
+def _resident(pid: int) -> int | None:
+    """Return the memory of a process that was killed for it, from the kernel's log: 0 when it was not, None when that
+    log cannot be read."""
     for command in (["dmesg"], ["sudo", "-n", "dmesg"]):
         try:
             done = subprocess.run(command, capture_output=True, timeout=_DMESG_TIMEOUT, check=True)
@@ -59,7 +62,7 @@ def _resident(pid: int) -> int:
             int(kib) for killed, kib in _KILLED.findall(done.stdout.decode(errors="replace")) if int(killed) == pid
         ]
         return found[-1] << 10 if found else 0
-    return 0
+    return None
 
 
 def _gib(size: int) -> str:
