@@ -60,7 +60,7 @@ check: $(VENV)/installed
 	ruff check .
 	ruff format --check .
 	mypy
-	pytest -m 'not long' tests/unit
+	pytest --numprocesses 2 --dist worksteal -m 'not long' tests/unit
 
 .PHONY: test
 test: check setup

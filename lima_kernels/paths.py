@@ -145,24 +145,31 @@ def attached_connection_file(kernel: str) -> Path:
     return Path(jupyter_runtime_dir()) / f"kernel-lima-{kernel}.json"
 
 
-def socket_directory(kernel_id: str) -> Path:
-    """Make the 0700 directory of one kernel's sockets on the host; short enough for a unix socket in it.
+def socket_path(kernel_id: str) -> Path:
+    """Return the directory of one kernel's sockets on the host; short enough for a unix socket in it.
 
     :raises HostError: when even the temporary directory's path is too long.
     """
     name = hashlib.sha256(kernel_id.encode()).hexdigest()[:12]
-    candidates = _socket_parents()
-    for parent in candidates:
-        path = parent / name
-        if len(os.fsencode(path)) + len("/c-5") > UNIX_PATH_MAX_HOST:
-            continue
-        if parent.exists() and parent.stat().st_uid != os.getuid():
-            raise HostError(
-                f"The directory {parent} belongs to another user.", hint="Set TMPDIR to a directory of your own."
-            )
-        private_directory(parent)
-        return private_directory(path)
+    candidates = [parent / name for parent in _socket_parents()]
+    for path in candidates:
+        if len(os.fsencode(path)) + len("/c-5") <= UNIX_PATH_MAX_HOST:
+            return path
     raise HostError(
-        f"The path {candidates[0] / name} is too long for a unix socket: at most {UNIX_PATH_MAX_HOST - 4} bytes.",
+        f"The path {candidates[0]} is too long for a unix socket: at most {UNIX_PATH_MAX_HOST - 4} bytes.",
         hint="Set JUPYTER_RUNTIME_DIR to a shorter path, or use the transport 'tcp'.",
     )
+
+
+def socket_directory(kernel_id: str) -> Path:
+    """Make the 0700 directory of one kernel's sockets on the host.
+
+    :raises HostError: when it cannot be had.
+    """
+    path = socket_path(kernel_id)
+    if path.parent.exists() and path.parent.stat().st_uid != os.getuid():
+        raise HostError(
+            f"The directory {path.parent} belongs to another user.", hint="Set TMPDIR to a directory of your own."
+        )
+    private_directory(path.parent)
+    return private_directory(path)

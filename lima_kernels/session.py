@@ -84,9 +84,10 @@ class Entry(NamedTuple):
     kernel_id: str
     facts: KernelFacts
 
+    @property
     def sockets(self) -> Path | None:
-        """Make the directory of the unix sockets, where there are any."""
-        return paths.socket_directory(self.kernel_id) if self.transport is Transport.IPC else None
+        """The directory of the unix sockets, where there are any."""
+        return paths.socket_path(self.kernel_id) if self.transport is Transport.IPC else None
 
 
 class Session:
@@ -116,7 +117,7 @@ class Session:
     async def start(self, launch: Launch) -> None:
         """Start the kernel and forward its channels; undone by :meth:`close` when it fails."""
         entry = Entry(launch.transport, launch.kernel_id, launch.facts)
-        lease = leases.acquire(self._vm.name, self.name, entry.facts, entry.sockets())
+        lease = leases.acquire(self._vm.name, self.name, entry.facts, entry.sockets)
         assert lease is not None
         self._stack.callback(lease.release)
         self.connection = launch.connection_file(Layout(self._guest.facts).channels(self.name))
@@ -158,9 +159,10 @@ class Session:
 
     async def _forward(self, entry: Entry) -> None:
         self._vm.progress.enter(Phase.FORWARD)
-        directory = entry.sockets()
+        directory = entry.sockets
         if directory:
             self._stack.callback(shutil.rmtree, directory, ignore_errors=True)
+            paths.socket_directory(entry.kernel_id)
         self._forwards = Forwards(entry.transport, (directory or Path()) / "c")
         self._stack.push_async_callback(self._forwards.close)
         self.address = await self._forwards.listen()
@@ -327,7 +329,7 @@ async def adopt(
 
     :param keep: seconds that it lives on when we die; None to leave that as its owner said.
     """
-    lease = leases.acquire(vm.name, name, entry.facts, entry.sockets())
+    lease = leases.acquire(vm.name, name, entry.facts, entry.sockets)
     if lease is None:
         return None
     session = Session(vm, wish, guest, name, keep)

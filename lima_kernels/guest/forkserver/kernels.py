@@ -194,9 +194,6 @@ class Kernel:
         """Kill every process of its session, and wait for its own."""
         end_session(self.pid)
         if self.code is None:
-            # Its session is not there before its first instruction.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
             if self.pidfd is not None:
                 select.select([self.pidfd], [], [], 5.0)
                 self.exited(-int(signal.SIGKILL))

@@ -9,6 +9,7 @@ import gc
 import importlib
 import os
 import socket
+import sys
 
 from .child import become
 from .server import Server, Spawned
@@ -21,7 +22,7 @@ def preload() -> str:
     try:
         importlib.import_module(PRELOAD[0])
     except ImportError as error:
-        return "ipykernel cannot be imported: %s" % error
+        return "ipykernel cannot be imported by %s: %s" % (sys.executable, error)
     for name in PRELOAD[1:]:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
