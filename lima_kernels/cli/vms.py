@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InstanceError, nearest, printable
+from ..errors import InstanceError, LimaKernelsError, nearest, printable
 from ..guest.mounts import directory_to_share
+from ..instances import owner_mark
 from ..kernelspec import installed
-from ..leases import users_of
+from ..leases import held, users_of
 from ..lima.limactl import Limactl
+from ..lima.models import Instance
 from ..provisioner import DEFAULT_INSTANCE, LimaProvisioner
 from ..runtime import runtime
 from . import wishes
 from .progress import watching
+
+# Seconds that a guest has to say which kernels it has.
+_LOOK_TIMEOUT = 8.0
 
 
 def add_commands(commands: Any) -> None:
@@ -55,11 +62,8 @@ def _start(options: argparse.Namespace) -> int:
 
 
 def _stop(options: argparse.Namespace) -> int:
-    async def check() -> None:
-        await Limactl().get(options.instance)
-
-    runtime().run_blocking(check())
-    if not options.force and not _may_end(options.instance, users_of(options.instance)):
+    instance = runtime().run_blocking(_existing(options.instance))
+    if not options.force and not _may_end(options.instance, runtime().run_blocking(_users(instance))):
         return 1
 
     async def stop() -> None:
@@ -69,6 +73,28 @@ def _stop(options: argparse.Namespace) -> int:
         runtime().run_blocking(stop())
     print(f"The VM {options.instance} is stopped.")
     return 0
+
+
+async def _existing(name: str) -> Instance:
+    return await Limactl().get(name)
+
+
+async def _users(instance: Instance) -> list[str]:
+    """Return who uses a VM, a line for each kernel, those among them that wait for a server."""
+    users = users_of(instance.name)
+    if instance.is_up and owner_mark(instance) is not None:
+        # A guest that cannot be asked has no kernel that anybody could use.
+        with contextlib.suppress(LimaKernelsError, TimeoutError):
+            async with asyncio.timeout(_LOOK_TIMEOUT):
+                guest = await runtime().vm(instance.name).reconnect(wishes.REACH)
+                states = await guest.forkserver.list()
+            owned = held(instance.name)
+            users += [
+                f"{state.facts.session or state.facts.spec or kernel} (nobody: its server has died)"
+                for kernel, state in states.items()
+                if state.code is None and kernel not in owned
+            ]
+    return users
 
 
 def _may_end(instance: str, users: Sequence[str]) -> bool:

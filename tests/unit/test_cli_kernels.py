@@ -400,3 +400,21 @@ def test_kill_ends_a_kernel_in_use_only_by_force(machine: Machine, capsys: pytes
         assert listed() == []
         made.say("print('alive')")
         assert made.line() == "dead"
+
+
+# stop
+
+
+def test_a_vm_whose_kernel_waits_for_its_server_is_not_stopped(
+    machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, pid = orphan(machine)
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    assert main(["stop"]) == 1
+    said = capsys.readouterr().err
+    assert f"{machine.notebooks / 'one.ipynb'} (nobody: its server has died)" in said
+    assert "The VM 'lima-kernels' is in use. To end its kernels all the same: lima-kernels stop --force" in said
+    assert lives(pid)
+    assert machine.calls("stop") == []
+    assert main(["stop", "--force"]) == 0
+    assert len(machine.calls("stop")) == 1
