@@ -106,6 +106,7 @@ class Session:
         self.name = name
         self._ended = asyncio.Event()
         self._end_is_wanted = False
+        self._has_lost = False
         self._vm = vm
         self._wish = wish
         self._guest = guest
@@ -206,10 +207,13 @@ class Session:
             self._end(KernelExit(self.name, state.code, reason=state.reason))
         else:
             held = await forkserver.hold(self.name, self._ownership)
-            is_whole = await self._connect()
-            if held.lost or not is_whole:
+            # Remembered, for this connection may be lost as well before it has been said.
+            self._has_lost = self._has_lost or held.lost
+            self._has_lost = not await self._connect() or self._has_lost
+            if self._has_lost:
                 logger.warning("The kernel in the VM %r is reached again. %s", self._vm.name, LOST_OUTPUT)
                 await forkserver.note(self.name, LOST_OUTPUT)
+                self._has_lost = False
             else:
                 logger.warning("The kernel in the VM %r is reached again; nothing was lost.", self._vm.name)
 

@@ -47,12 +47,15 @@ class Notebook:
             raise CellError(*errors, reply["content"])
         return printed
 
-    def begin(self, code: str) -> None:
-        """Start a cell and return once it runs."""
+    def begin(self, code: str, announce: str = "print('[begins]', flush=True)") -> None:
+        """Start a cell and return once its code runs: of what is interrupted before, ipykernel sends no reply.
+
+        :param announce: a line that prints something; without one this returns when the cell is taken.
+        """
         # Without stop_on_error: else ipykernel may abort the next request, as it does with what is queued behind one
         # that failed.
-        self.client.execute(code, stop_on_error=False)
-        while self.client.get_iopub_msg(timeout=60)["msg_type"] != "execute_input":
+        self.client.execute(f"{announce}\n{code}" if announce else code, stop_on_error=False)
+        while self.client.get_iopub_msg(timeout=60)["msg_type"] != ("stream" if announce else "execute_input"):
             pass
 
     def wait_until_subscribed(self) -> None:

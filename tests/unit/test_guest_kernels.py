@@ -259,7 +259,7 @@ def test_a_kernel_that_is_not_ipython(machine: Machine) -> None:
     install("--kernel", "echo")
     with running(machine, "lima-echo") as notebook:
         assert notebook.run("hello") == "hello"
-        notebook.begin("sleep")
+        notebook.begin("sleep", announce="")
         notebook.manager.interrupt_kernel()
         assert notebook.reply()["status"] == "ok"
         notebook.manager.restart_kernel()

@@ -192,6 +192,16 @@ def test_a_kernel_that_dies_is_noticed_with_its_signal(machine: Machine) -> None
         assert session.exit.code == -signal.SIGKILL
 
 
+def test_a_crash_in_native_code_says_where(machine: Machine) -> None:
+    with started(machine) as notebook:
+        notebook.client.execute("import ctypes; ctypes.string_at(0)")
+        until(lambda: not notebook.manager.is_alive())
+        assert notebook.manager.provisioner is not None
+        session = notebook.manager.provisioner._session
+        assert session.obituary() == "The kernel in 'lima-kernels' was ended by SIGSEGV."
+        assert "Fatal Python error: Segmentation fault" in session.exit.log
+
+
 def test_pythonpath_of_the_spec_is_obeyed(machine: Machine) -> None:
     (machine.root / "modules").mkdir()
     (machine.root / "modules" / "of_mine.py").write_text("value = 'found'")

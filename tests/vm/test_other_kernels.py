@@ -77,7 +77,7 @@ def test_bash_of_the_guest(notebooks: Path) -> None:
     try:
         assert notebook.run("echo $BASH_VERSION && pwd").splitlines()[1] == str(notebooks)
         notebook.run("VALUE=kept")
-        notebook.begin("sleep 100")
+        notebook.begin("sleep 100", announce="echo begins")
         notebook.manager.interrupt_kernel()
         notebook.reply()
         assert notebook.run("echo $VALUE") == "kept"

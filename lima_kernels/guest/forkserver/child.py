@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import json
 import os
@@ -105,6 +106,9 @@ def _run_ipykernel(start: Start, connection_file: str) -> None:
     sys.path[:0] = [entry for entry in start.request["env"].get("PYTHONPATH", "").split(os.pathsep) if entry]
     sys.argv = [ipykernel_launcher.__file__, "-f", connection_file, *start.request.get("arguments", ())]
     gc.unfreeze()
+    # So that the log says where a kernel crashed; its stderr itself goes to the notebook from now on.
+    crashes = os.fdopen(os.dup(2), "w")
+    faulthandler.enable(crashes, all_threads=False)
     # As if systemd were the parent: nothing to watch, and no advice to press Ctrl-C.
     app: Any = IPKernelApp.instance(parent_handle=1)
     app.initialize(sys.argv[1:])

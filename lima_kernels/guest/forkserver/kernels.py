@@ -24,7 +24,7 @@ OUTPUT_LOG = "output.log"
 NOTES = "n"
 CHANNELS = 5
 # The last lines of a kernel's raw output say why it died; what a cell prints does not go there.
-_LOG_TAIL = 20
+_LOG_TAIL = 50
 _LOG_BYTES = 8192
 # A kernel that does not tell whether it is busy is taken to be so while it uses more than this share of one CPU.
 _BUSY_SHARE = 0.02

@@ -55,7 +55,8 @@ class Stream:
         cut = self._carrier is None
         if cut and self._state.is_full:
             self.was_full = True
-        self._kernel.read(not self._state.is_full and not (self._carrier is not None and self._carrier.is_full))
+        # Not held up by a carrier that is slow: it may be one that is lost, and nobody knows yet.
+        self._kernel.read(not self._state.is_full)
         if self._carrier is not None:
             self._carrier.read(not self._kernel.is_full)
 
