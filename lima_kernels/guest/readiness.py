@@ -38,15 +38,17 @@ class Facts(NamedTuple):
 _SCRIPT = r"""
 set -u
 booted() { [ -e %(boot_done)s ]; }
+# Who waits for us may be gone: then nobody would tell us.
+pause() { sleep 0.2; [ -d /proc/$PPID ] || exit 1; }
 say() { printf '%%s %%s\n' "$1" "$2"; }
 fail() { [ -r "${2:-}" ] && sed 's/^/LOG /' "$2"; say FAIL "$1"; exit 0; }
 say PHASE SESSION
-until [ -e %(ssh_ready)s ] || booted; do sleep 0.2; done
+until [ -e %(ssh_ready)s ] || booted; do pause; done
 say PHASE MOUNT
 for directory in %(mounts)s; do
   until mountpoint -q -- "$directory"; do
     if %(mounted_at_boot)s && booted; then fail "MOUNT $directory"; fi
-    sleep 0.2
+    pause
   done
 done
 say PHASE PROVISION
@@ -56,7 +58,7 @@ if [ -n "%(provisioned)s" ]; then
   until provisioned; do
     if [ -e %(failed)s ]; then fail PROVISION %(failed)s; fi
     if booted && ! provisioned; then fail PROVISION %(failed)s; fi
-    sleep 0.2
+    pause
   done
 elif [ ! -x "$python" ]; then
   python=$(command -v python3) || fail PYTHON
@@ -64,7 +66,7 @@ fi
 [ -x "$python" ] || fail PYTHON
 if %(wait_boot_done)s; then
   say PHASE SCRIPTS
-  until booted; do sleep 0.2; done
+  until booted; do pause; done
 fi
 say HOME "$HOME"
 say UID "$(id -u)"

@@ -165,7 +165,7 @@ def another_stops_it(machine: Machine, environment: Path) -> Iterator[None]:
     # By a process of its own: this one has no connection yet, so it looks at the instance.
     in_child(life, machine, str(environment))
     machine.tell(hang=["stop"])
-    other = subprocess.Popen([sys.executable, "-m", "lima_kernels", "stop", VM], start_new_session=True)
+    other = subprocess.Popen([sys.executable, "-m", "lima_kernels", "stop", "--force", VM], start_new_session=True)
     try:
         until(lambda: bool(machine.calls("stop")))
         yield
