@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncssh
+import psutil
 import pytest
 
 from lima_kernels import paths, runtime
@@ -126,19 +128,15 @@ def guest(machine: Machine, image_files: Path, monkeypatch: pytest.MonkeyPatch) 
     machine.tell(ssh_port=made.port)
     yield made
     made.close()
-    _end_forkservers(machine)
+    _end_the_guest(machine)
 
 
-def _end_forkservers(machine: Machine) -> None:
-    """End what the guest's forkservers left; a VM's end would do it."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_bytes().decode().split("\0")
-            except OSError:
-                continue
-            if "--root" in command and str(machine.guest_home) in command[command.index("--root") + 1]:
-                os.kill(int(entry.name), 9)
+def _end_the_guest(machine: Machine) -> None:
+    """End what the guest's forkservers and kernels left, who outlive each other; a VM's end would do it."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any(str(machine.guest_home) in part for part in process.cmdline()):
+                process.kill()
 
 
 @pytest.fixture

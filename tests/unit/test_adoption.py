@@ -20,7 +20,7 @@ from tests.child import Child, child
 from tests.client import Notebook
 from tests.fake_guest import FakeGuest
 
-from .conftest import Machine, _end_forkservers
+from .conftest import Machine, _end_the_guest
 from .test_contract import run
 from .test_kernel import lives, started, until
 from .test_streams import can_be_interrupted
@@ -314,7 +314,7 @@ def test_the_death_of_the_vm_takes_the_orphans(machine: Machine, monkeypatch: py
     pid = orphan(machine)
     [directory] = left(machine)
     # As after a restart of the guest: there is a record, but no process.
-    _end_forkservers(machine)
+    _end_the_guest(machine)
     until(lambda: not lives(pid))
     assert directory.exists()
     monkeypatch.setenv(SESSION, A)

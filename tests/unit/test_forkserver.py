@@ -22,7 +22,7 @@ import lima_kernels.guest
 from lima_kernels.guest.forkserver.resumable import HEADER
 from lima_kernels.guest.forkserver.wire import HIGH_WATER
 
-from .conftest import Machine, _end_forkservers
+from .conftest import Machine, _end_the_guest
 from .test_kernel import lives, until
 
 PACKAGE = Path(lima_kernels.guest.__file__).parent / "forkserver"
@@ -238,7 +238,7 @@ class Place:
             for kernel in self.process_children():
                 os.kill(kernel, signal.SIGKILL)
             self.kill()
-        _end_forkservers(self.machine)
+        _end_the_guest(self.machine)
 
     def process_children(self) -> list[int]:
         return [child.pid for child in psutil.Process(self.pid).children(recursive=True)]
