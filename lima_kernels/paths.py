@@ -60,6 +60,22 @@ def free_space(path: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
+def replace_privately(path: Path, data: bytes) -> None:
+    """Write a file in one step, for this user's eyes only: whoever reads sees the older content or this one, whole.
+
+    :raises OSError: when it cannot be written; the older content is as it was, and nothing else is left.
+    """
+    # Its name begins with a dot and does not end like the file's, so that nobody lists it.
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
 def data_directory() -> Path:
     """Images that were built here: ``<jupyter data dir>/lima-kernels``."""
     return private_directory(Path(jupyter_data_dir()) / "lima-kernels")

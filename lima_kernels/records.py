@@ -6,7 +6,6 @@ import contextlib
 import errno
 import logging
 import os
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -14,6 +13,7 @@ from typing import ClassVar, TypeVar
 import msgspec
 
 from .errors import HostError
+from .paths import replace_privately
 
 logger = logging.getLogger(__name__)
 
@@ -46,15 +46,7 @@ def write(path: Path, record: Record) -> None:
     :raises HostError: when it cannot be written, because the disk is full for example; the older one is as it was.
     """
     try:
-        # Its name begins with a dot and does not end like a record's, so that nobody lists it.
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(msgspec.json.encode(record))
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        replace_privately(path, msgspec.json.encode(record))
     except OSError as error:
         hint = "Free some space there." if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise HostError(f"The file {path} cannot be written: {error.strerror}.", hint=hint) from error

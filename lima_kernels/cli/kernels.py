@@ -6,11 +6,9 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import shlex
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -302,14 +300,7 @@ def _write_private(path: Path, content: dict[str, Any]) -> None:
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                json.dump(content, file, indent=2)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        paths.replace_privately(path, json.dumps(content, indent=2).encode())
     except OSError as error:
         raise HostError(f"The connection file {path} cannot be written: {error.strerror}.") from error
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -14,6 +12,7 @@ import asyncssh
 import msgspec
 
 from ..errors import ConnectionFailed, GuestError, HostError, HostKeyChanged
+from ..paths import replace_privately
 
 # As Lima itself prefers: AES in hardware, and the fastest of all in an emulated guest.
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes128-ctr")
@@ -70,10 +69,7 @@ class KeyStore:
         """Keep the key of the first contact."""
         data = msgspec.json.encode(PinnedKey(key, self._boot))
         try:
-            fd, name = tempfile.mkstemp(dir=self._file.parent, prefix=self._file.name)
-            with os.fdopen(fd, "wb") as file:
-                file.write(data)
-            os.replace(name, self._file)
+            replace_privately(self._file, data)
         except OSError as error:
             raise HostError(
                 f"The VM's host key cannot be written to {self._file}: {error.strerror}.",

@@ -171,7 +171,7 @@ def test_no_space_left_says_what_to_do(file: Path, monkeypatch: pytest.MonkeyPat
         name.touch()
         return os.open("/dev/full", os.O_WRONLY), str(name)
 
-    monkeypatch.setattr("lima_kernels.records.tempfile.mkstemp", make)
+    monkeypatch.setattr("lima_kernels.paths.tempfile.mkstemp", make)
     with pytest.raises(HostError) as caught:
         records.write(file, Note(text="a"))
     assert str(caught.value) == (f"The file {file} cannot be written: No space left on device. Free some space there.")
