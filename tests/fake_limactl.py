@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """An executable limactl for tests: instances are directories below LIMA_HOME; it fails, hangs and lies when told to.
 
-Told by ``$LIMA_HOME/_fake.json``, an object with any of: version; ssh_port; status, errors (of every instance);
-fail, {verb: message}; hang, [verb]; delay, {verb: seconds} (before it does anything); garbage, [verb]; start_log,
-[message]; host_agent_pid, driver_pid: processes whose end is that of the instance's (else whoever calls us, who lives);
-half_made: what a `create` that fails leaves, as {file: text}; its own text up to a length for the file lima.yaml.
+Told by ``$LIMA_HOME/_fake.json``, an object with any of: version; ssh_port; status, errors (of every instance); fail,
+{verb: message}; hang, [verb]; delay, {verb: seconds} (before it does anything); garbage, [verb]; start_log, [message];
+host_agent_pid, driver_pid: processes whose end is that of the instance's (else whoever calls us, who lives);
+driver_fails: in how many starts the VM's process ends at once, and what it then says; half_made: what a `create` that
+fails leaves, as {file: text}; its own text up to a length for the file lima.yaml.
 Each call is kept as a line of ``$LIMA_HOME/_calls``.
 """
 
@@ -125,6 +126,14 @@ def start(name: str) -> None:
         log(message, "error")
     if "start" in told().get("fail", {}):
         fail(told()["fail"]["start"])
+    times, words = told().get("driver_fails", (0, ""))
+    if sum(json.loads(call)[0] == "start" for call in (HOME / "_calls").read_text().splitlines()) <= times:
+        lines = [f"qemu[stderr]: qemu-system-x86_64: {words}"] if words else []
+        lines.append("Driver stopped due to error: `exit status 1`")
+        when = "2026-11-21T14:48:47Z"
+        logged = [json.dumps({"level": "info", "msg": line, "time": when}) + "\n" for line in lines]
+        (directory / "ha.stderr.log").write_text("".join(logged))
+        fail("exiting, status={Running:false Degraded:false Exiting:true}")
     (directory / "running").touch()
     (directory / "ssh.config").write_text(f"Host lima-{name}\n  Port {told().get('ssh_port', 1)}\n")
     log(f"SSH Local Port: {told().get('ssh_port', 1)}")

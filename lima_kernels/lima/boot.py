@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 from collections import deque
 from collections.abc import AsyncIterator
@@ -14,6 +15,8 @@ from ..errors import InstanceError, printable
 from . import ending
 from .limactl import Limactl
 from .models import decode_log_line
+
+logger = logging.getLogger(__name__)
 
 _SSH_PORT = re.compile(r"^SSH Local Port: (\d+)$")
 # What limactl says when the host agent ended: a Go struct, which tells nobody why.
@@ -50,34 +53,23 @@ class Boot:
         self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def watch(self, limactl: Limactl, name: str, timeout: float) -> None:
-        """Run `limactl start` to its end; an end by cancellation leaves the VM itself booting."""
-        tail: deque[str] = deque(maxlen=LOG_TAIL)
+        """Run `limactl start` to its end; an end by cancellation leaves the VM itself booting.
+
+        A VM whose process fails as it begins, as it does when another program takes the port that Lima chose for its
+        SSH in that moment, is started once more.
+        """
         error = InstanceError(f"Starting the VM {name!r} was given up.")
         try:
-            async with limactl.start(name, timeout=timeout) as running:
-                async for raw in running.lines():
-                    line = decode_log_line(raw)
-                    tail.append(line.msg)
-                    if (found := _SSH_PORT.match(line.msg)) and not self.ssh_port.done():
-                        self.ssh_port.set_result(int(found[1]))
-                code = await running.wait()
-            if code:
-                said = next((line for line in reversed(tail) if line), "nothing")
-                reason = ending.how_it_ended(paths.lima_home() / name)
-                if said.startswith(_STATUS_DUMP) and reason != ending.NO_REASON:
-                    said = reason
-                error = InstanceError(
-                    f"The VM {name!r} did not start: limactl start ended with exit code {code}: {said}",
-                    hint=f"Look at it by hand: limactl start {name}",
-                    context=tuple(tail),
-                )
-            else:
+            result = await self._start(limactl, name, timeout)
+            if result is not None and (reason := ending.driver_failure(paths.lima_home() / name)):
+                logger.warning("The VM %r ended as it began to boot (%s); it is started once more.", name, reason)
+                result = await self._start(limactl, name, timeout)
+            if result is None:
                 self.finished.set_result(None)
-                error = InstanceError(
-                    f"limactl start {name} ended without naming an SSH port.",
-                    hint="Look at it by hand: limactl list",
-                    context=tuple(tail),
+                result = InstanceError(
+                    f"limactl start {name} ended without naming an SSH port.", hint="Look at it by hand: limactl list"
                 )
+            error = result
         except OSError as failure:
             error = InstanceError(f"limactl start {name} could not be run: {failure}.")
         finally:
@@ -86,6 +78,28 @@ class Boot:
                     future.set_exception(error)
                     # Whoever waits gets it; when nobody does any more it is no news.
                     future.exception()
+
+    async def _start(self, limactl: Limactl, name: str, timeout: float) -> InstanceError | None:
+        """Run `limactl start` to its end, and return why it failed."""
+        tail: deque[str] = deque(maxlen=LOG_TAIL)
+        async with limactl.start(name, timeout=timeout) as running:
+            async for raw in running.lines():
+                line = decode_log_line(raw)
+                tail.append(line.msg)
+                if (found := _SSH_PORT.match(line.msg)) and not self.ssh_port.done():
+                    self.ssh_port.set_result(int(found[1]))
+            code = await running.wait()
+        if not code:
+            return None
+        said = next((line for line in reversed(tail) if line), "nothing")
+        reason = ending.how_it_ended(paths.lima_home() / name)
+        if said.startswith(_STATUS_DUMP) and reason != ending.NO_REASON:
+            said = reason
+        return InstanceError(
+            f"The VM {name!r} did not start: limactl start ended with exit code {code}: {said}",
+            hint=f"Look at it by hand: limactl start {name}",
+            context=tuple(tail),
+        )
 
 
 @contextlib.asynccontextmanager

@@ -25,6 +25,8 @@ _TAIL = 64 * 1024
 # What Lima's host agent says (lima ``pkg/hostagent/hostagent.go`` and ``pkg/driver/qemu/qemu_driver.go``).
 _ASKED = re.compile(r"^Received (\w+), shutting down the host agent$")
 _DRIVER = re.compile(r"^Driver stopped due to error: (.*)$")
+# What QEMU itself said; lost more often than not, for Lima reads it no further than to QEMU's end.
+_QEMU = re.compile(r"^qemu\[stderr\]: (?:qemu-system-\w+: )?(.*)$")
 _FORCED = re.compile(r"^(QEMU did not exit in .*), forcibly killing QEMU$")
 # Go's rendering of "no error".
 _NO_ERROR = "%!q(<nil>)"
@@ -101,6 +103,19 @@ def is_stopping(instance_dir: Path) -> bool:
     return any(_ASKED.match(line.msg) or _DRIVER.match(line.msg) for line in _log(instance_dir))
 
 
+def driver_failure(instance_dir: Path) -> str:
+    """Return in words how the VM's own process failed when it ended by itself with an error; else nothing."""
+    lines = _log(instance_dir)
+    error = next((found[1].strip("`") for line in lines if (found := _DRIVER.match(line.msg))), "")
+    return _failure(error, lines) if error.startswith("exit status") else ""
+
+
+def _failure(error: str, lines: list[_Line]) -> str:
+    """Return what ended QEMU: its own words where they are known."""
+    said = next((found[1] for line in reversed(lines) if (found := _QEMU.match(line.msg))), error)
+    return printable(said)
+
+
 def how_it_ended(instance_dir: Path) -> str:
     """Return in words why an instance that ran no longer does, such as ``it was powered off from inside at 14:02``."""
     stop = records.read(paths.stopped_file(instance_dir.name), Stopped)
@@ -111,7 +126,7 @@ def how_it_ended(instance_dir: Path) -> str:
         if found := _ASKED.match(line.msg):
             return _when_asked(found[1], line, lines)
         if found := _DRIVER.match(line.msg):
-            return _when_the_driver_ended(found[1].strip("`"), line)
+            return _when_the_driver_ended(found[1].strip("`"), line, lines)
     if lines:
         return (
             "Lima's host agent ended without a word: it was killed, as `limactl stop --force` does, "
@@ -128,12 +143,12 @@ def _when_asked(signal: str, line: _Line, lines: list[_Line]) -> str:
     return f"it was shut down by {signal} to Lima's host agent{_at(_seconds(line))}{end}"
 
 
-def _when_the_driver_ended(error: str, line: _Line) -> str:
+def _when_the_driver_ended(error: str, line: _Line, lines: list[_Line]) -> str:
     if error == _NO_ERROR:
         return f"it was powered off from inside{_at(_seconds(line))}"
     if error == "signal: killed":
         return f"its process was killed{_at(_seconds(line))}, by somebody or because this host had no memory left"
-    return f"its process ended{_at(_seconds(line))} with {printable(error)!r}"
+    return f"its process ended{_at(_seconds(line))} with {_failure(error, lines)!r}"
 
 
 def _seconds(line: _Line) -> float | None:

@@ -467,11 +467,25 @@ def test_a_stop_that_fails_is_not_the_reason(machine: Machine, capsys: pytest.Ca
     assert not paths.stopped_file(NAME).exists()
 
 
-async def test_a_boot_that_ends_at_once_is_told_with_its_reason(machine: Machine, image_files: Path) -> None:
-    directory = make(machine, fail={"start": "exiting, status={Running:false Degraded:false Exiting:true}"})
-    says(directory, "Driver stopped due to error: `exit status 1`")
-    with pytest.raises(InstanceError, match=r"exit code 1: its process ended .*at \d\d:\d\d with 'exit status 1'"):
+@pytest.mark.parametrize(("words", "reason"), [("", "exit status 1"), ("cannot set up guest memory", "cannot set up")])
+async def test_a_boot_that_ends_at_once_is_told_with_its_reason(
+    machine: Machine, image_files: Path, words: str, reason: str
+) -> None:
+    make(machine, driver_fails=[2, words])
+    with pytest.raises(InstanceError, match=rf"exit code 1: its process ended .*at \d\d:\d\d with '{reason}"):
         await handle([]).ensure(wish(machine))
+    assert len(machine.calls("start")) == 2
+
+
+async def test_a_boot_that_ends_at_once_is_tried_again(
+    machine: Machine, image_files: Path, guest: FakeGuest, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(machine, driver_fails=[1, "Could not set up host forwarding rule"])
+    vm = handle([])
+    await vm.ensure(wish(machine))
+    await vm.disconnect()
+    assert len(machine.calls("start")) == 2
+    assert "ended as it began to boot (Could not set up host forwarding rule)" in caplog.text
 
 
 # Creating
