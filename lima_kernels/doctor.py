@@ -17,18 +17,12 @@ from jupyter_core.paths import jupyter_runtime_dir
 from . import kernelspec, paths
 from .environment import image
 from .errors import LimaKernelsError
-from .lima import accelerator
+from .lima import accelerator, mounting
 from .lima.limactl import Limactl, find_limactl
 
 DISK_NEEDED = 5 * 1024**3
 # The longest socket name that Lima makes in an instance's directory (lima `filenames.LongestSock`).
 _LONGEST_SOCKET = "/ssh.sock.1234567890123456"
-_SFTP_SERVERS = (
-    "/usr/lib/openssh/sftp-server",
-    "/usr/libexec/openssh/sftp-server",
-    "/usr/libexec/sftp-server",
-    "/usr/lib/ssh/sftp-server",
-)
 
 
 class Outcome(enum.Enum):
@@ -97,11 +91,19 @@ async def _ssh() -> Row:
 
 
 async def _sftp_server() -> Row:
-    found = next((path for path in _SFTP_SERVERS if Path(path).exists()), None)
+    found = mounting.find_sftp_server()
     if found is None:
         detail = "not found: reverse-sshfs mounts use Lima's own, slower one"
         return Row("sftp-server", Outcome.WARNING, detail, "sudo apt-get install openssh-sftp-server")
     return Row("sftp-server", Outcome.OK, found)
+
+
+async def _mount_types() -> Row:
+    if sys.platform == "darwin":
+        return Row("mount types", Outcome.OK, "virtiofs, reverse-sshfs")
+    virtiofsd = await mounting.find_virtiofsd()
+    detail = f"9p, reverse-sshfs, virtiofs ({virtiofsd})" if virtiofsd else "9p, reverse-sshfs (no virtiofsd in Rust)"
+    return Row("mount types", Outcome.OK, detail)
 
 
 async def _image() -> Row:
@@ -163,6 +165,7 @@ CHECKS: tuple[Callable[[], Awaitable[Row]], ...] = (
     _qemu,
     _ssh,
     _sftp_server,
+    _mount_types,
     _image,
     _disk,
     _path_lengths,

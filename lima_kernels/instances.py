@@ -8,13 +8,15 @@ import errno
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from . import paths
 from .environment.instance import plan
+from .environment.shares import check, mount_type_of, put_together, still_there
 from .environment.spec import Environment
-from .errors import InstanceError, LimactlError, LimaKernelsError, MountError, PhaseTimeout
+from .errors import InstanceError, LimactlError, LimaKernelsError, PhaseTimeout
 from .guest import mounts
 from .lima import ending, hostagent, template
 from .lima.limactl import CREATE, STOP, Limactl
@@ -39,7 +41,8 @@ class Wish(NamedTuple):
 
     :param environment: what the VM is, when it has to be made.
     :param attach: use an instance that others made; it is never created, and never changed.
-    :param directory: a host directory that the guest must show, writable, at its own path; None for none.
+    :param directory: a host directory that the guest shall show, writable, at its own path, when it is next booted;
+        None for none. A guest that runs already can be given it otherwise.
     :param create_timeout: seconds until the instance exists; an image may have to be downloaded for it.
     :param boot_timeout: seconds for all that follows, until the guest is ready.
     :param idle_timeout: seconds without a kernel after which the VM shuts itself down; 0 for never.
@@ -69,7 +72,7 @@ async def present(limactl: Limactl, name: str, wish: Wish, progress: Progress) -
     """Return the instance: made when it is missing, changed while it is stopped where its environment or mounts differ.
 
     :raises InstanceError: when it is broken, taken by others, or made from another image.
-    :raises MountError: when it cannot be given the directory.
+    :raises MountError: when it cannot be given its directories.
     """
     instance = await _settled(limactl, name, progress)
     if instance is None:
@@ -84,7 +87,6 @@ async def present(limactl: Limactl, name: str, wish: Wish, progress: Progress) -
             hint=f"Try: limactl stop --force {name}",
         )
     if wish.attach:
-        _check_attached(instance, wish)
         return Present(instance, created=False)
     mark = owner_mark(instance)
     if mark is None:
@@ -223,21 +225,8 @@ async def delete(limactl: Limactl, progress: Progress, *, force: bool) -> None:
         ending.forget_stop(instance.dir)
 
 
-def _shown(instance: Instance) -> str:
-    return ", ".join(mount.location for mount in instance.config.mounts) or "nothing"
-
-
-def _check_attached(instance: Instance, wish: Wish) -> None:
-    if wish.directory and not mounts.covering(instance.config.mounts, wish.directory):
-        raise MountError(
-            f"The VM {instance.name!r} does not show {wish.directory}, writable and at the same path, "
-            f"but {_shown(instance)}.",
-            hint=f"Add it: limactl edit {instance.name} --mount {wish.directory}:w",
-        )
-
-
 async def _adapted(limactl: Limactl, instance: Instance, mark: template.OwnerMark, wish: Wish) -> Instance:
-    """Return an instance of ours with the wished directory and environment."""
+    """Return an instance of ours with the wished directory and environment; one that runs is left as it is."""
     changed = mark.environment != wish.environment.digest
     covered = wish.directory is None or mounts.covering(instance.config.mounts, wish.directory)
     if changed and mark.image != wish.environment.image_digest:
@@ -246,31 +235,35 @@ async def _adapted(limactl: Limactl, instance: Instance, mark: template.OwnerMar
             hint=f"To make it anew, which deletes its disk: lima-kernels delete {instance.name}",
         )
     if instance.is_up:
-        if not covered:
-            raise MountError(
-                f"The VM {instance.name!r} does not show {wish.directory}, but {_shown(instance)}, "
-                "and a running VM cannot be given another directory.",
-                hint=f"Stop it, which ends its kernels, and start again: lima-kernels stop {instance.name}",
-            )
         if changed:
             logger.warning(
                 "The environment of the VM %r has changed; that holds when it is next started.", instance.name
             )
         return instance
-    if changed or not covered:
-        await _change(limactl, instance, mark.source, wish)
+    before = _notebooks(instance, mark)
+    kept = await still_there(before, wish.environment)
+    if changed or not covered or kept != before:
+        await _change(limactl, instance, mark.source, wish, kept)
         return await limactl.get(instance.name)
+    unsupported = instance.config.mount_types_unsupported
+    await check(put_together(wish.environment, kept), mount_type_of(wish.environment, unsupported))
     return instance
 
 
-async def _change(limactl: Limactl, instance: Instance, source: template.Source, wish: Wish) -> None:
+def _notebooks(instance: Instance, mark: template.OwnerMark) -> list[Path]:
+    """The directories that an instance of ours shows for notebooks."""
+    shown = [mount.location for mount in mounts.at_same_path(instance.config.mounts)]
+    return [Path(location) for location in (shown if mark.directories is None else mark.directories)]
+
+
+async def _change(
+    limactl: Limactl, instance: Instance, source: template.Source, wish: Wish, kept: Sequence[Path]
+) -> None:
     """Plan a stopped instance anew; directories that it showed for other notebooks stay."""
-    asked = {mount.location for mount in wish.environment.mounts}
-    before = [Path(mount.location) for mount in mounts.at_same_path(instance.config.mounts)]
-    kept = [path for path in before if str(path) not in asked]
-    if wish.directory and str(wish.directory) not in asked:
+    kept = list(kept)
+    if wish.directory:
         kept = [path for path in kept if not path.is_relative_to(wish.directory)]
-        if not any(wish.directory.is_relative_to(path) for path in kept):
+        if not any(mounts.holds(path, wish.directory) for path in kept):
             kept.append(wish.directory)
     planned = await plan(limactl, wish.environment, kept, source)
     await limactl.replace_config(instance, planned.config)

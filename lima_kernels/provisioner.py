@@ -17,7 +17,7 @@ from .environment import spec
 from .errors import ConfigurationError, LimaKernelsError, nearest
 from .guest.forwards import Transport
 from .guest.kernels import KernelFacts
-from .guest.mounts import check_directory, directory_to_share
+from .guest.mounts import directory_to_share
 from .instances import BOOT_TIMEOUT, CREATE_TIMEOUT, Wish
 from .runtime import runtime
 from .session import Launch, Session, open_session
@@ -149,7 +149,7 @@ class LimaProvisioner(KernelProvisionerBase):
         wish = Wish(
             environment=environment,
             attach=self.attach,
-            directory=self._directory(cwd, environment) if self.mount else None,
+            directory=await self._directory(cwd, environment) if self.mount else None,
             create_timeout=self.create_timeout,
             boot_timeout=self.boot_timeout,
             idle_timeout=self.idle_timeout,
@@ -185,13 +185,10 @@ class LimaProvisioner(KernelProvisionerBase):
             notes=[self._obituary] if self._obituary else [],
         )
 
-    def _directory(self, cwd: Path, environment: spec.Environment) -> Path:
-        """The directory to show; one that the environment file lists itself needs nothing more."""
-        for mount in environment.mounts:
-            if mount.writable and not mount.mount_point and cwd.is_relative_to(mount.location):
-                check_directory(cwd)
-                return Path(mount.location)
-        return directory_to_share(cwd, self._server_root())
+    async def _directory(self, cwd: Path, environment: spec.Environment) -> Path:
+        """The directory to show; a drive that does not answer holds up nobody else."""
+        looking = asyncio.to_thread(directory_to_share, cwd, self._server_root(), environment.mounts)
+        return await runtime().run(looking)
 
     def _server_root(self) -> Path | None:
         """The root of the Jupyter server whose kernel manager's manager we are below; None outside a server."""

@@ -5,7 +5,8 @@ Told by ``$LIMA_HOME/_fake.json``, an object with any of: version; ssh_port; sta
 {verb: message}; hang, [verb]; delay, {verb: seconds} (before it does anything); garbage, [verb]; start_log, [message];
 host_agent_pid, driver_pid: processes whose end is that of the instance's (else whoever calls us, who lives);
 driver_fails: in how many starts the VM's process ends at once, and what it then says; half_made: what a `create` that
-fails leaves, as {file: text}; its own text up to a length for the file lima.yaml.
+fails leaves, as {file: text}; its own text up to a length for the file lima.yaml; unsupported, [mount type]: what the
+template says that its kernel cannot do.
 Each call is kept as a line of ``$LIMA_HOME/_calls``.
 """
 
@@ -161,6 +162,7 @@ def template(arguments: list[str]) -> None:
     if name != "debian-13":
         fail(f"template `{name}.yaml` not found")
     print('images:\n- location: "https://example.invalid/debian-13.qcow2"\n  arch: x86_64\nmounts:\n- location: "~"')
+    print(f"mountTypesUnsupported: {json.dumps(told().get('unsupported', []))}")
 
 
 def main() -> None:

@@ -54,7 +54,9 @@ def _start(options: argparse.Namespace) -> int:
             hint=nearest(options.instance, [found.instance for found in installed()])
             or "Write one: lima-kernels install --instance NAME",
         )
-    wish = wishes.wish_of(settings or LimaProvisioner(), directory_to_share(options.directory, server_root=None))
+    wish = wishes.wish_of(settings or LimaProvisioner(), directory=None)
+    shown = directory_to_share(options.directory, server_root=None, asked=wish.environment.mounts)
+    wish = wish._replace(directory=shown)
     with watching():
         runtime().run_blocking(wishes.ready_guest(options.instance, wish))
     print(f"The VM {options.instance} is ready.")

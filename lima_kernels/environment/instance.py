@@ -16,7 +16,8 @@ from ..lima.template import Source
 from .certificates import host_certificates
 from .image import LocalImage, find_image
 from .provision import provision_digest, provision_script
-from .spec import Environment, ImageFiles, MountSpec
+from .shares import Share, check, mount_entry, mount_type_of, put_together
+from .spec import Environment, ImageFiles
 
 # Lima takes every boot for a new cloud-init instance; without this the guest would get new host keys at each.
 _CLOUD_CONFIG = "ssh_deletekeys: false\n"
@@ -57,13 +58,6 @@ def _given_entry(image: ImageFiles) -> dict[str, Any]:
     return entry
 
 
-def _mount_entry(mount: MountSpec) -> dict[str, Any]:
-    entry: dict[str, Any] = {"location": mount.location, "writable": mount.writable}
-    if mount.mount_point:
-        entry["mountPoint"] = mount.mount_point
-    return entry
-
-
 def _source(environment: Environment) -> Source:
     if isinstance(environment.image, ImageFiles):
         return Source.FILES
@@ -79,6 +73,9 @@ async def plan(
     :param source: what kind of image an existing instance was made from; found out for a new one.
     :raises ImageError: when its image is missing or damaged.
     :raises InstanceError: when Lima does not know its template.
+    :raises MountError: when a directory cannot be shown.
+    :raises ConfigurationError: when the template's kernel does not know the mount type.
+    :raises HostError: when this host lacks what the mount type needs.
     """
     source = source or _source(environment)
     base, images = "", []
@@ -94,18 +91,21 @@ async def plan(
         images = [_local_entry(local)]
     else:
         base = await limactl.template(environment.image.removeprefix("template:"))
+    shares = put_together(environment, directories)
+    await check(shares, mount_type_of(environment, template.unsupported_mount_types(base)))
     mark = template.OwnerMark(
         version=template.MARK_VERSION,
         environment=environment.digest,
         image=environment.image_digest,
         source=source,
         provisioned=provision_digest(environment, has_base=source is Source.LOCAL),
+        directories=tuple(share.mount.location for share in shares if not share.field),
     )
-    return Plan(template.render(_config(environment, directories, images, mark), base), mark)
+    return Plan(template.render(_config(environment, shares, images, mark), base), mark)
 
 
 def _config(
-    environment: Environment, directories: Sequence[Path], images: Sequence[dict[str, Any]], mark: template.OwnerMark
+    environment: Environment, shares: Sequence[Share], images: Sequence[dict[str, Any]], mark: template.OwnerMark
 ) -> template.Config:
     # Our own image brings ipykernel, and has the host's certificates built in.
     has_base = mark.source is Source.LOCAL
@@ -113,10 +113,7 @@ def _config(
     scripts += [{"mode": script.mode.value, "script": script.script} for script in environment.provision]
     return template.Config(
         images=images,
-        mounts=[
-            *({"location": str(directory), "writable": True} for directory in directories),
-            *(_mount_entry(mount) for mount in environment.mounts),
-        ],
+        mounts=[mount_entry(share) for share in shares],
         provision=scripts,
         files=[
             template.GuestFile(paths.GUEST_INSTANCE_FILE, msgspec.json.encode(mark).decode()),
@@ -127,4 +124,5 @@ def _config(
         memory=environment.memory,
         disk=environment.disk,
         mount_type=environment.mount_type.value if environment.mount_type else None,
+        mount_inotify=environment.mount_inotify,
     )

@@ -9,7 +9,7 @@ import enum
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,14 @@ import msgspec
 import yaml
 
 from ..errors import ConfigurationError, nearest
+from ..lima.mounting import MountType
+from . import mounts
+from .mounts import MountOptions, MountSpec, NinepOptions, SshfsOptions, VirtiofsOptions
+from .sizes import in_bytes
 
-_SIZE = re.compile(r"\d+(?:\.\d+)?\s*[KMGT]i?B")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _APT_NAME = re.compile(r"[a-z0-9][a-z0-9.+-]*(?::[a-z0-9]+)?(?:=[\w.+:~-]+)?")
-
-
-class MountType(enum.Enum):
-    """How Lima shows host directories to the guest, in Lima's words."""
-
-    NINEP = "9p"
-    VIRTIOFS = "virtiofs"
-    REVERSE_SSHFS = "reverse-sshfs"
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]+)\})", re.ASCII)
 
 
 class ProvisionMode(enum.Enum):
@@ -59,14 +55,6 @@ class ImageFiles(_Strict, frozen=True):
     initrd: InitrdFile | None = None
 
 
-class MountSpec(_Strict, frozen=True):
-    """One more host directory for the guest, beside the notebook's."""
-
-    location: str
-    mount_point: str = ""
-    writable: bool = False
-
-
 class ProvisionScript(_Strict, frozen=True):
     """A script that Lima runs at every boot of the guest."""
 
@@ -78,7 +66,8 @@ class Environment(_Strict, frozen=True, kw_only=True):
     """What a VM is; the environment file's content, relative paths resolved against the file's directory.
 
     ``image`` is the name of an image built on this host, else of a Lima template, or files. ``memory`` and ``disk``
-    are sizes such as ``4GiB``; without them, and without ``cpus``, Lima's defaults hold.
+    are sizes such as ``4GiB``; without them, and without ``cpus``, Lima's defaults hold. ``mount_options`` hold for
+    all mounts that say nothing else themselves, the notebook's directory included.
     """
 
     image: str | ImageFiles = "debian-12"
@@ -86,6 +75,8 @@ class Environment(_Strict, frozen=True, kw_only=True):
     memory: str | None = None
     disk: str | None = None
     mount_type: MountType | None = None
+    mount_inotify: bool | None = None
+    mount_options: MountOptions = MountOptions()
     mounts: tuple[MountSpec, ...] = ()
     apt: tuple[str, ...] = ()
     python: tuple[str, ...] = ()
@@ -94,8 +85,9 @@ class Environment(_Strict, frozen=True, kw_only=True):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the content, in hexadecimal."""
-        return _digest(self)
+        """SHA-256 of what differs from the defaults, in hexadecimal: a key that is new to us changes no older one's."""
+        plain = msgspec.structs.asdict(DEFAULT)
+        return _digest({key: value for key, value in msgspec.structs.asdict(self).items() if value != plain[key]})
 
     @property
     def image_digest(self) -> str:
@@ -116,11 +108,24 @@ def _field_names(*structs: type[msgspec.Struct]) -> tuple[str, ...]:
 
 _FIELDS = _field_names(Environment)
 _NESTED = {
-    "image": tuple(dict.fromkeys(_field_names(ImageFiles, KernelFile, InitrdFile))),
+    "image": _field_names(ImageFiles),
+    "kernel": _field_names(KernelFile),
+    "initrd": _field_names(InitrdFile),
+    "mountOptions": _field_names(MountOptions),
     "mounts": _field_names(MountSpec),
+    "9p": _field_names(NinepOptions),
+    "sshfs": _field_names(SshfsOptions),
+    "virtiofs": _field_names(VirtiofsOptions),
     "provision": _field_names(ProvisionScript),
 }
-_CHOICES: dict[str, type[enum.Enum]] = {"mountType": MountType, "mode": ProvisionMode}
+_CHOICES: dict[str, type[enum.Enum]] = {
+    "mountType": MountType,
+    "mode": ProvisionMode,
+    "securityModel": mounts.SecurityModel,
+    "protocolVersion": mounts.ProtocolVersion,
+    "cache": mounts.NinepCache,
+    "sftpDriver": mounts.SftpDriver,
+}
 
 
 def _error(source: str, what: str, hint: str = "") -> ConfigurationError:
@@ -136,7 +141,7 @@ def _explain(source: str, error: msgspec.ValidationError) -> ConfigurationError:
     unknown = re.match(r"Object contains unknown field `(.+)`", text)
     if unknown:
         field = f"{path}.{unknown[1]}" if path else unknown[1]
-        known = _NESTED.get(re.split(r"[.\[]", path)[0], _FIELDS)
+        known = _NESTED.get(re.sub(r"\[.*?\]", "", path).rpartition(".")[2], _FIELDS)
         return _error(source, f"unknown key {field!r}.", nearest(unknown[1], known) or f"Known: {', '.join(known)}.")
     choices = _CHOICES.get(path.rpartition(".")[2]) if text.startswith("Invalid enum value") else None
     hint = f"Choose one of: {', '.join(member.value for member in choices)}." if choices else ""
@@ -144,27 +149,12 @@ def _explain(source: str, error: msgspec.ValidationError) -> ConfigurationError:
     return _error(source, f"{text[0].lower()}{text[1:]} at {path or 'the top'}.", hint)
 
 
-def _locations(environment: Environment) -> Iterator[tuple[str, str]]:
-    """Yield each path of the host with the path of its field."""
-    image = environment.image
-    if isinstance(image, ImageFiles):
-        yield "image.location", image.location
-        for name, part in (("kernel", image.kernel), ("initrd", image.initrd)):
-            if part:
-                yield f"image.{name}.location", part.location
-    for number, mount in enumerate(environment.mounts):
-        yield f"mounts[{number}].location", mount.location
-
-
 def _check(source: str, environment: Environment) -> None:
-    for field, location in _locations(environment):
-        if not location or "\0" in location:
-            raise _error(source, f"expected a path, got {location!r} at {field}.")
     if environment.cpus is not None and environment.cpus < 1:
         raise _error(source, f"cpus must be at least 1, got {environment.cpus} at cpus.")
     for name in ("memory", "disk"):
         value = getattr(environment, name)
-        if value is not None and not _SIZE.fullmatch(value):
+        if value is not None and in_bytes(value) is None:
             raise _error(source, f"expected a size such as 4GiB, got {value!r} at {name}.")
     for number, package in enumerate(environment.apt):
         if not _APT_NAME.fullmatch(package):
@@ -175,26 +165,53 @@ def _check(source: str, environment: Environment) -> None:
     for name in environment.env:
         if not _ENV_NAME.fullmatch(name):
             raise _error(source, f"{name!r} is not the name of an environment variable at env.")
+    for what, hint in mounts.faults(environment.mounts, environment.mount_options, environment.mount_type):
+        raise _error(source, what, hint)
 
 
-def _absolute(location: str, base: Path) -> str:
-    expanded = Path(os.path.expandvars(os.path.expanduser(location)))
-    return str(expanded if expanded.is_absolute() else (base / expanded).resolve())
+def _absolute(source: str, field: str, location: str, base: Path) -> str:
+    """Make a path of the host absolute; what cannot be replaced in it is no name of a directory, but a mistake."""
+    if not location or "\0" in location:
+        raise _error(source, f"expected a path, got {location!r} at {field}.")
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if not os.environ.get(name):
+            raise _error(source, f"the variable {name} in {location!r} at {field} is not set, or empty.")
+        return os.environ[name]
+
+    expanded = _VARIABLE.sub(value, location)
+    if location.startswith("~"):
+        expanded = os.path.expanduser(expanded)
+        if expanded.startswith("~"):
+            user = expanded.partition("/")[0][1:]
+            raise _error(source, f"there is no user {user!r}, whom {location!r} at {field} names.")
+    return os.path.normpath(base / expanded)
 
 
-def _resolve(environment: Environment, base: Path) -> Environment:
+def _resolve(source: str, environment: Environment, base: Path) -> Environment:
     """Make every path of the host absolute."""
+
+    def absolute(field: str, location: str) -> str:
+        return _absolute(source, field, location, base)
+
     image = environment.image
     if isinstance(image, ImageFiles):
-        image = ImageFiles(
-            _absolute(image.location, base),
-            image.kernel and KernelFile(_absolute(image.kernel.location, base), image.kernel.cmdline),
-            image.initrd and InitrdFile(_absolute(image.initrd.location, base)),
-        )
-    mounts = tuple(
-        MountSpec(_absolute(mount.location, base), mount.mount_point, mount.writable) for mount in environment.mounts
+        image = _resolved_image(image, absolute)
+    shown = tuple(
+        mounts.tidied(mount, absolute(f"mounts[{number}].location", mount.location))
+        for number, mount in enumerate(environment.mounts)
     )
-    return msgspec.structs.replace(environment, image=image, mounts=mounts)
+    return msgspec.structs.replace(environment, image=image, mounts=shown)
+
+
+def _resolved_image(image: ImageFiles, absolute: Callable[[str, str], str]) -> ImageFiles:
+    kernel, initrd = image.kernel, image.initrd
+    return ImageFiles(
+        absolute("image.location", image.location),
+        kernel and KernelFile(absolute("image.kernel.location", kernel.location), kernel.cmdline),
+        initrd and InitrdFile(absolute("image.initrd.location", initrd.location)),
+    )
 
 
 def parse(text: str, *, source: str, base: Path) -> Environment:
@@ -222,8 +239,9 @@ def parse(text: str, *, source: str, base: Path) -> Environment:
         environment = msgspec.convert(value, Environment)
     except msgspec.ValidationError as error:
         raise _explain(source, error) from error
+    environment = _resolve(source, environment, base)
     _check(source, environment)
-    return _resolve(environment, base)
+    return environment
 
 
 def load(path: Path) -> Environment:

@@ -55,6 +55,7 @@ class InstanceConfig(msgspec.Struct, frozen=True, rename="camel"):
 
     mounts: tuple[Mount, ...] = ()
     mount_type: str = ""
+    mount_types_unsupported: tuple[str, ...] = ()
     user: User = User()
     provision: tuple[Provision, ...] = ()
 

@@ -29,7 +29,8 @@ class OwnerMark(msgspec.Struct, frozen=True):
     """What tells an instance of ours from others; written into its lima.yaml, so it is there from the beginning.
 
     ``environment`` and ``image`` are digests of what it was made from, ``source`` says what kind of image that was;
-    ``provisioned`` is what the guest leaves when it is ready for kernels.
+    ``provisioned`` is what the guest leaves when it is ready for kernels, and ``directories`` are those that it shows
+    for notebooks, and not because its environment lists them; None when an earlier version of ours wrote it.
     """
 
     version: int
@@ -37,6 +38,7 @@ class OwnerMark(msgspec.Struct, frozen=True):
     image: str
     source: Source
     provisioned: str
+    directories: tuple[str, ...] | None = None
 
 
 MARK_VERSION = 1
@@ -61,6 +63,7 @@ class Config(NamedTuple):
     memory: str | None = None
     disk: str | None = None
     mount_type: str | None = None
+    mount_inotify: bool | None = None
 
 
 def render(config: Config, base: str = "") -> str:
@@ -73,8 +76,14 @@ def render(config: Config, base: str = "") -> str:
     document["mounts"] = list(config.mounts)
     if config.images:
         document["images"] = list(config.images)
-    sizes = {"cpus": config.cpus, "memory": config.memory, "disk": config.disk, "mountType": config.mount_type}
-    document.update({key: value for key, value in sizes.items() if value is not None})
+    said = {
+        "cpus": config.cpus,
+        "memory": config.memory,
+        "disk": config.disk,
+        "mountType": config.mount_type,
+        "mountInotify": config.mount_inotify,
+    }
+    document.update({key: value for key, value in said.items() if value is not None})
     document.setdefault("containerd", {"system": False, "user": False})
     document["ssh"] = {**(document.get("ssh") or {}), "loadDotSSHPubKeys": False, "forwardAgent": False}
     document["portForwards"] = [*(document.get("portForwards") or []), *_ignored_ports()]
@@ -83,6 +92,11 @@ def render(config: Config, base: str = "") -> str:
     if config.ca_certificates:
         document["caCerts"] = {"certs": list(config.ca_certificates)}
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def unsupported_mount_types(base: str) -> tuple[str, ...]:
+    """Return the mount types that a template says its kernel does not know; an empty text is no template."""
+    return tuple((yaml.safe_load(base) or {}).get("mountTypesUnsupported") or ()) if base else ()
 
 
 def _ignored_ports() -> list[dict[str, Any]]:

@@ -164,12 +164,6 @@ def test_a_name_taken_by_others_is_left_alone(machine: Machine) -> None:
     assert machine.calls("start") == []
 
 
-def test_attaching_needs_the_directory(machine: Machine) -> None:
-    foreign_vm(machine, [{"location": "~"}])
-    line = refused(machine, MountError, attach=True)
-    assert line.startswith(f"The VM 'lima-kernels' does not show {machine.notebooks}, writable and at the same path")
-
-
 def test_attaching_works_when_the_spec_says_so(machine: Machine) -> None:
     foreign_vm(machine, [{"location": str(machine.notebooks), "writable": True}])
     manager = start(machine, attach=True)
@@ -286,22 +280,6 @@ def test_an_image_file_that_is_none(machine: Machine) -> None:
     (machine.root / "image.qcow2").write_text("<html>404</html>" * 100)
     line = refused(machine, ImageError, environment=environment(machine, "image: {location: image.qcow2}\n"))
     assert line.startswith(f"The file {machine.root}/image.qcow2 is not a disk image.")
-
-
-def test_a_running_vm_cannot_be_given_another_directory(machine: Machine, guest: FakeGuest) -> None:
-    manager = start(machine)
-    connections = list(guest.connections)
-    other = machine.root / "other"
-    other.mkdir()
-    with pytest.raises(MountError) as caught:
-        start(machine, cwd=other)
-    assert str(caught.value) == (
-        f"The VM 'lima-kernels' does not show {other}, but {machine.notebooks}, "
-        "and a running VM cannot be given another directory. "
-        "Stop it, which ends its kernels, and start again: lima-kernels stop lima-kernels"
-    )
-    assert guest.connections == connections
-    manager.shutdown_kernel(now=True)
 
 
 def test_a_stopped_vm_is_given_another_directory_and_keeps_the_first(machine: Machine) -> None:

@@ -10,6 +10,7 @@ import nbformat
 import pytest
 
 from lima_kernels.cli.main import main
+from lima_kernels.lima import mounting
 from tests.fake_guest import FakeGuest
 
 from .conftest import Machine
@@ -173,6 +174,24 @@ def test_doctor_says_what_mends(machine: Machine, spec: str, capsys: pytest.Capt
     assert rows["kernel spec"] == {"check": "kernel spec", "outcome": "ok", "detail": "lima", "fix": ""}
     assert rows["provisioner"]["outcome"] == "ok"
     assert all(row["fix"] for row in rows.values() if row["outcome"] != "ok")
+
+
+@pytest.mark.parametrize("has_virtiofsd", [True, False])
+def test_doctor_names_the_mount_types(
+    machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, has_virtiofsd: bool
+) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr(mounting, "_vhost_user_directories", lambda: [machine.root])
+    if has_virtiofsd:
+        machine.script("virtiofsd", "exit 0")
+        (machine.root / "a.json").write_text(f'{{"type": "fs", "binary": "{machine.bin}/virtiofsd"}}')
+    main(["doctor", "--json"])
+    rows = {row["check"]: row for row in json.loads(capsys.readouterr().out)}
+    virtiofs = f"virtiofs ({machine.bin}/virtiofsd)"
+    assert (rows["mount types"]["outcome"], rows["mount types"]["detail"]) == (
+        "ok",
+        f"9p, reverse-sshfs, {virtiofs}" if has_virtiofsd else "9p, reverse-sshfs (no virtiofsd in Rust)",
+    )
 
 
 def test_doctor_fails_where_limactl_is_too_old(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:

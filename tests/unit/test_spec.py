@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from pathlib import Path
 
 import pytest
 
+from lima_kernels.environment.mounts import MountOptions, MountSpec, NinepCache, NinepOptions
 from lima_kernels.environment.spec import (
     DEFAULT,
     Environment,
     ImageFiles,
     InitrdFile,
     KernelFile,
-    MountSpec,
-    MountType,
     ProvisionMode,
     ProvisionScript,
     load,
     parse,
 )
 from lima_kernels.errors import ConfigurationError
+from lima_kernels.lima.mounting import MountType
 
-KEYS = "image, cpus, memory, disk, mountType, mounts, apt, python, provision, env"
+KEYS = "image, cpus, memory, disk, mountType, mountInotify, mountOptions, mounts, apt, python, provision, env"
 
 
 def parsed(text: str, base: Path = Path("/base")) -> Environment:
@@ -35,6 +37,8 @@ def test_every_key_is_read() -> None:
     memory: 8GiB
     disk: 50 GiB
     mountType: reverse-sshfs
+    mountInotify: true
+    mountOptions: {9p: {cache: none}}
     mounts:
       - location: /data
         mountPoint: /mnt/data
@@ -52,6 +56,8 @@ def test_every_key_is_read() -> None:
         memory="8GiB",
         disk="50 GiB",
         mount_type=MountType.REVERSE_SSHFS,
+        mount_inotify=True,
+        mount_options=MountOptions(ninep=NinepOptions(cache=NinepCache.NONE)),
         mounts=(MountSpec("/data", "/mnt/data", writable=True),),
         apt=("graphviz", "libc6:arm64", "git=1:2.39.5-0+deb12u2"),
         python=("polars>=1", "scikit-learn[benchmark] ; python_version > '3.9'"),
@@ -60,7 +66,9 @@ def test_every_key_is_read() -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["", "# nothing yet\n", "---\n", "{}", "null", "cpus:\nmemory: ~\nmountType: null\n"])
+@pytest.mark.parametrize(
+    "text", ["", "# nothing yet\n", "---\n", "{}", "null", "cpus:\nmemory: ~\nmountType: null\nmountInotify:\n"]
+)
 def test_an_empty_file_and_null_scalars_mean_the_defaults(text: str) -> None:
     assert parsed(text) == DEFAULT
 
@@ -109,7 +117,21 @@ def test_a_wrong_type_is_named_with_its_path(text: str, message: str) -> None:
         ("zzz: 1", f"unknown key 'zzz'. Known: {KEYS}."),
         ("image: {location: a, kernle: b}", "unknown key 'image.kernle'. Did you mean 'kernel'?"),
         ("mounts: [{location: a, writeable: true}]", "unknown key 'mounts[0].writeable'. Did you mean 'writable'?"),
-        ("mounts: [{zzz: 1}]", "unknown key 'mounts[0].zzz'. Known: location, mountPoint, writable."),
+        (
+            "mounts: [{zzz: 1}]",
+            "unknown key 'mounts[0].zzz'. Known: location, mountPoint, writable, 9p, sshfs, virtiofs.",
+        ),
+        (
+            "image: {location: a, kernel: {location: b, cmd: c}}",
+            "unknown key 'image.kernel.cmd'. Did you mean 'cmdline'?",
+        ),
+        ("mountOptions: {nfs: {}}", "unknown key 'mountOptions.nfs'. Known: 9p, sshfs, virtiofs."),
+        ("mounts: [{location: a, 9p: {msiz: b}}]", "unknown key 'mounts[0].9p.msiz'. Did you mean 'msize'?"),
+        (
+            "mountOptions: {sshfs: {zzz: 1}}",
+            "unknown key 'mountOptions.sshfs.zzz'. Known: cache, followSymlinks, sftpDriver.",
+        ),
+        ("mountOptions: {virtiofs: {size: 1}}", "unknown key 'mountOptions.virtiofs.size'. Known: queueSize."),
         ("provision: [{script: a, mod: user}]", "unknown key 'provision[0].mod'. Did you mean 'mode'?"),
     ],
 )
@@ -213,11 +235,11 @@ def test_relative_paths_start_from_the_file(tmp_path: Path) -> None:
     (tmp_path / "conf").mkdir()
     file = tmp_path / "conf" / "env.yaml"
     file.write_text(
-        "mounts: [{location: ../data, mountPoint: /mnt}, {location: here}]\nimage: {location: disk.qcow2}\n"
+        "mounts: [{location: ../data, mountPoint: /mnt/d}, {location: here}]\nimage: {location: disk.qcow2}\n"
     )
     environment = load(file)
     assert environment.mounts == (
-        MountSpec(str(tmp_path / "data"), "/mnt"),
+        MountSpec(str(tmp_path / "data"), "/mnt/d"),
         MountSpec(str(tmp_path / "conf" / "here")),
     )
     assert environment.image == ImageFiles(str(tmp_path / "conf" / "disk.qcow2"))
@@ -247,8 +269,71 @@ def test_tilde_and_variables_are_expanded(monkeypatch: pytest.MonkeyPatch) -> No
     assert locations == ["/home/user/nb", "/home/user", "/srv/data/raw", "/srv/data"]
 
 
-def test_the_path_in_the_guest_is_left_alone() -> None:
-    assert parsed("mounts: [{location: /a, mountPoint: ~/b}]").mounts == (MountSpec("/a", "~/b"),)
+def test_what_a_variable_holds_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA", "/srv/~$HOME")
+    monkeypatch.setenv("TILDE", "~")
+    assert [mount.location for mount in parsed("mounts: [{location: $DATA}, {location: $TILDE/a}]").mounts] == [
+        "/srv/~$HOME",
+        "/base/~/a",
+    ]
+
+
+def test_the_home_of_another_user_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = pwd.getpwuid(os.getuid()).pw_name
+    monkeypatch.setenv("WHO", name)
+    home = os.path.expanduser(f"~{name}")
+    locations = [mount.location for mount in parsed(f"mounts: [{{location: ~{name}/a}}, {{location: ~$WHO/b}}]").mounts]
+    assert locations == [f"{home}/a", f"{home}/b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mounts: [{location: a}, {location: $NOPE/b}]", "the variable NOPE in '$NOPE/b' at mounts[1].location"),
+        ("mounts: [{location: '/a/${NOPE}b'}]", "the variable NOPE in '/a/${NOPE}b' at mounts[0].location"),
+        ("mounts: [{location: $EMPTY/b}]", "the variable EMPTY in '$EMPTY/b' at mounts[0].location"),
+        ("mounts: [{location: ~$EMPTY/b}]", "the variable EMPTY in '~$EMPTY/b' at mounts[0].location"),
+        ("image: {location: $NOPE}", "the variable NOPE in '$NOPE' at image.location"),
+        (
+            "image: {location: a, kernel: {location: $NOPE}}",
+            "the variable NOPE in '$NOPE' at image.kernel.location",
+        ),
+        (
+            "image: {location: a, initrd: {location: $NOPE}}",
+            "the variable NOPE in '$NOPE' at image.initrd.location",
+        ),
+    ],
+)
+def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch, text: str, message: str) -> None:
+    monkeypatch.delenv("NOPE", raising=False)
+    monkeypatch.setenv("EMPTY", "")
+    with pytest.raises(ConfigurationError) as caught:
+        parsed(text)
+    assert str(caught.value) == f"env.yaml: {message} is not set, or empty."
+
+
+def test_a_user_who_is_unknown_is_named() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parsed("mounts: [{location: ~no-such-user/a}]")
+    assert str(caught.value) == (
+        "env.yaml: there is no user 'no-such-user', whom '~no-such-user/a' at mounts[0].location names."
+    )
+
+
+@pytest.mark.parametrize("location", ["/a/b/", "//a/b", "/a//b", "/a/./b", "/a/c/../b", "../a/b"])
+def test_a_path_is_written_in_one_way(location: str) -> None:
+    assert parsed(f"mounts: [{{location: {location}}}]").mounts == (MountSpec("/a/b"),)
+
+
+def test_a_link_stays_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert parsed("mounts: [{location: link}]", tmp_path).mounts == (MountSpec(str(tmp_path / "link")),)
+
+
+def test_a_key_says_nothing_when_it_says_the_default() -> None:
+    text = "image: debian-12\nmounts: []\nmountOptions: {}\nmountInotify:\nenv: {}\n"
+    assert parsed(text).digest == DEFAULT.digest
 
 
 def test_the_digest_tells_contents_apart_and_nothing_else() -> None:

@@ -17,7 +17,7 @@ from lima_kernels.lima.template import Config, GuestFile, OwnerMark, Source, own
 DATA = Path(__file__).parents[1] / "data" / "limactl-2.2"
 MARK_PATH = "/etc/lima-kernels/instance.json"
 EMPTY = Config(images=[], mounts=[], provision=[], files=[])
-MARK = OwnerMark(1, "e" * 64, "i" * 64, Source.TEMPLATE, "p" * 64)
+MARK = OwnerMark(1, "e" * 64, "i" * 64, Source.TEMPLATE, "p" * 64, ("/nb",))
 
 
 def rendered(config: Config, base: str = "") -> dict[str, Any]:
@@ -63,6 +63,24 @@ def test_sizes_are_lima_s_unless_they_were_asked_for() -> None:
     assert (document["cpus"], document["memory"], document["mountType"]) == (8, "2GiB", "9p")
     assert "disk" not in document
     assert not {"cpus", "memory", "disk", "mountType"} & rendered(EMPTY).keys()
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_inotify_is_limas_to_decide_unless_it_was_asked_for(value: bool) -> None:
+    assert rendered(EMPTY._replace(mount_inotify=value), f"mountInotify: {not value}")["mountInotify"] is value
+    assert "mountInotify" not in rendered(EMPTY)
+
+
+def test_the_options_of_a_mount_are_passed_on_as_they_are() -> None:
+    mount = {"location": "/a", "9p": {"protocolVersion": "9p2000.L", "cache": "none"}, "virtiofs": {"queueSize": 2}}
+    assert rendered(EMPTY._replace(mounts=[mount]))["mounts"] == [mount]
+
+
+def test_what_a_templates_kernel_cannot_mount_is_read(debian: str) -> None:
+    assert template.unsupported_mount_types(debian) == ("9p",)
+    assert template.unsupported_mount_types("images: []") == ()
+    assert template.unsupported_mount_types("mountTypesUnsupported:") == ()
+    assert template.unsupported_mount_types("") == ()
 
 
 @pytest.mark.parametrize("proto", ["tcp", "udp"])
@@ -124,6 +142,13 @@ def test_the_owners_mark_comes_back_as_it_was_written() -> None:
     text = render(EMPTY._replace(files=[GuestFile(MARK_PATH, msgspec.json.encode(MARK).decode())]))
     config = msgspec.convert(yaml.safe_load(text), InstanceConfig)
     assert owner_mark(Instance("a", "/a", config=config), MARK_PATH) == MARK
+
+
+def test_a_mark_of_before_directories_were_noted_is_read() -> None:
+    older = {key: value for key, value in msgspec.to_builtins(MARK).items() if key != "directories"}
+    mark = owner_mark(marked(msgspec.json.encode(older).decode()), MARK_PATH)
+    assert mark is not None
+    assert mark.directories is None
 
 
 @pytest.mark.parametrize("state", ["running", "stopped", "broken"])
