@@ -108,6 +108,21 @@ def leases_directory(instance: str) -> Path:
     return private_directory(instance_state(instance) / "kernels")
 
 
+def mounts_directory(instance: str) -> Path:
+    """Make the directory of what is served to an instance that runs, one record for each directory of this host."""
+    return private_directory(instance_state(instance) / "mounts")
+
+
+def mount_server_lock(instance: str) -> Path:
+    """What the process holds that serves this host's directories to an instance."""
+    return instance_state(instance) / "mount-server.lock"
+
+
+def mount_server_log(instance: str) -> Path:
+    """What that process said."""
+    return instance_state(instance) / "mount-server.log"
+
+
 def lock_file(instance: str) -> Path:
     """What a process holds while it makes, boots, stops or deletes an instance."""
     return instance_state(instance) / "lock"

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import leases, paths
+from . import added_mounts, leases, paths
 from .errors import ConnectionFailed, GuestError, InstanceError, LimaKernelsError, PhaseTimeout
 from .guest.forwards import CHANNELS, Address, Forwards, Transport
 from .guest.kernels import Birth, KernelExit, KernelFacts, KernelState, Ownership
@@ -124,6 +124,7 @@ class Session:
         self.connection = launch.connection_file(Layout(self._guest.facts).channels(self.name))
         self._watch()
         self._stack.push_async_callback(self._remove)
+        await self._have_directory()
         self._vm.progress.enter(Phase.KERNEL)
         birth = Birth(
             cwd=str(launch.cwd),
@@ -152,7 +153,16 @@ class Session:
         self._stack.push_async_callback(self._release)
         held = await self._guest.forkserver.hold(self.name, self._ownership)
         self.connection = held.connection
+        await self._have_directory()
         await self._forward(entry)
+
+    async def _have_directory(self) -> None:
+        """Add the notebook's directory to a VM that runs and does not show it; see that it is served from now on."""
+        directory = self._wish.directory
+        if directory is not None and not self._vm.shows(directory):
+            await added_mounts.add(self._vm, self._guest, self._wish, directory, user=self.name)
+            keeper = asyncio.ensure_future(added_mounts.keep_served(self._vm.name))
+            self._stack.push_async_callback(_cancelled, keeper)
 
     def _watch(self) -> None:
         self._vm.watchers[self.name] = self._end
@@ -173,7 +183,7 @@ class Session:
         self._vm.progress.enter(Phase.READY)
 
     async def _connect(self) -> bool:
-        claim = Claim(self.name, self._ownership.token, self._guest.forkserver.socket)
+        claim = Claim({"kernel": self.name}, self._ownership.token, self._guest.forkserver.socket)
         return await self._forwards.connect(self._guest.connection, claim)
 
     # Living

@@ -77,7 +77,8 @@ class _Limit:
 class VM:
     """One instance as its kernels see it, and the connection that they share.
 
-    ``watchers`` has for each kernel whom to call, in the I/O thread, when it has ended. ``is_abandoned`` is set when
+    ``watchers`` has for each kernel whom to call, in the I/O thread, when it has ended; ``on_mount_event`` is told of
+    directories that were added to the guest. ``is_abandoned`` is set when
     this process ends: then a lost connection is no news.
 
     :param listener: told of each phase of a start, in the I/O thread.
@@ -87,6 +88,7 @@ class VM:
         self.name = name
         self.progress = Progress(name, listener)
         self.watchers: dict[str, Callable[[kernels.KernelExit], None]] = {}
+        self.on_mount_event: Callable[[kernels.MountEvent], None] | None = None
         self.is_abandoned = False
         self._unwanted: set[str] = set()
         self._limactl = limactl
@@ -103,8 +105,11 @@ class VM:
     def _on_event(self, event: kernels.GuestEvent) -> None:
         if isinstance(event, kernels.PowerOff):
             logger.warning("The VM %r shuts down: nobody used it for %.0f s.", self.name, event.idle)
-        elif watcher := self.watchers.get(event.kernel):
-            watcher(event)
+        elif isinstance(event, kernels.KernelExit):
+            if watcher := self.watchers.get(event.kernel):
+                watcher(event)
+        elif self.on_mount_event is not None:
+            self.on_mount_event(event)
 
     async def ensure(self, wish: Wish) -> Guest:
         """Return a guest that is ready for a kernel: create, boot and connect as far as that is missing.
@@ -113,7 +118,7 @@ class VM:
         :raises LimaKernelsError: for each thing that can go wrong on the way, in one line.
         """
         async with self._turn:
-            if self._guest is not None and self._is_ready_for(wish):
+            if self._guest is not None and not self._guest.is_lost():
                 return self._guest
             self.progress.restart()
             limit: _Limit | None = None
@@ -130,10 +135,9 @@ class VM:
                     context=self._serial,
                 ) from error
 
-    def _is_ready_for(self, wish: Wish) -> bool:
-        if self._guest is None or self._guest.is_lost():
-            return False
-        return wish.directory is None or any(wish.directory.is_relative_to(shown) for shown in self._shown)
+    def shows(self, directory: Path) -> bool:
+        """Tell whether the guest, once it is reached, shows a directory since it booted."""
+        return any(mounts.holds(shown, directory) for shown in self._shown)
 
     async def _prepare(self, wish: Wish, limit: _Limit) -> Guest:
         while True:
@@ -271,9 +275,12 @@ class VM:
 
     async def _ready(self, stack: AsyncExitStack, instance: Instance, wish: Wish) -> Guest:
         mark = owner_mark(instance)
-        mount = mounts.covering(instance.config.mounts, wish.directory) if wish.directory else None
+        # Of a VM that others made only what we need ourselves.
+        shown = instance.config.mounts if mark else ()
+        if mark is None and wish.directory and (mount := mounts.covering(instance.config.mounts, wish.directory)):
+            shown = (mount,)
         needs = Needs(
-            mounts=[mount.guest_path] if mount else [],
+            mounts=[mount.guest_path for mount in shown],
             mounted_at_boot=instance.config.mount_type != "reverse-sshfs",
             provisioned=mark.provisioned if mark else "",
             boot_done=bool(wish.environment.provision) and not wish.attach,

@@ -35,7 +35,7 @@ class FakeGuest:
         self.home = home
         self.connections: list[asyncssh.SSHServerConnection] = []
         self.port = port
-        self._env = {"HOME": str(home), "PATH": path, "LANG": "C.UTF-8", "USER": "guest"}
+        self.path = path
         self._authorized_key = authorized_key
         self._host_key = asyncssh.generate_private_key("ssh-ed25519")
         self._loop = asyncio.new_event_loop()
@@ -65,7 +65,7 @@ class FakeGuest:
         pipe = subprocess.PIPE
         child = subprocess.Popen(
             ["/bin/sh", "-c", process.command or "true"],
-            env=self._env,
+            env={"HOME": str(self.home), "PATH": self.path, "LANG": "C.UTF-8", "USER": "guest"},
             cwd=self.home,
             stdin=pipe,
             stdout=pipe,

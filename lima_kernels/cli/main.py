@@ -10,7 +10,7 @@ from rich.console import Console
 
 from .. import __version__
 from ..errors import LimaKernelsError
-from . import doctor, image, kernels, kernelspecs, run, vms
+from . import doctor, image, kernels, kernelspecs, mounts, run, vms
 
 FAILED = 1
 INTERRUPTED = 130
@@ -21,7 +21,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lima-kernels", description="Jupyter kernels in Lima VMs.")
     parser.add_argument("--version", action="version", version=f"lima-kernels {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (kernelspecs, run, kernels, vms, image, doctor):
+    for group in (kernelspecs, run, kernels, mounts, vms, image, doctor):
         group.add_commands(commands)
     return parser
 

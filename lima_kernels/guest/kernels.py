@@ -15,7 +15,15 @@ T = TypeVar("T")
 LINE_LIMIT = 1 << 20
 REQUEST_TIMEOUT = 30.0
 # Operations whose name does not say what was attempted.
-_ATTEMPTS = {"list": "list its kernels", "specs": "list its kernel specs", "settings": "take its settings"}
+_ATTEMPTS = {
+    "mount": "mount a directory of this host",
+    "unmount": "unmount a directory of this host",
+    "mounts": "list what it has mounted of this host",
+    "claim": "let this host serve a mount",
+    "list": "list its kernels",
+    "specs": "list its kernel specs",
+    "settings": "take its settings",
+}
 
 
 class KernelFacts(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -61,7 +69,53 @@ class PowerOff(msgspec.Struct, frozen=True):
     idle: float
 
 
-GuestEvent = KernelExit | PowerOff
+class JoinRequest(msgspec.Struct, frozen=True):
+    """The sshfs of a mount wants to be served."""
+
+    mount: str
+
+
+class Unmounted(msgspec.Struct, frozen=True):
+    """A mount is no more."""
+
+    mount: str
+
+
+MountEvent = JoinRequest | Unmounted
+GuestEvent = KernelExit | PowerOff | MountEvent
+
+
+class MountState(msgspec.Struct, frozen=True):
+    """What the forkserver knows of a directory that was added; ``users`` are kernels, and KEPT."""
+
+    point: str
+    state: str
+    users: tuple[str, ...] = ()
+    read_only: bool = False
+
+
+# Uses a mount that somebody wants to have, kernel or no kernel.
+KEPT = ""
+
+
+class MountRequest(NamedTuple):
+    """A directory of the host that the guest is to mount.
+
+    :param point: its path in the guest.
+    :param options: of sshfs, each as after ``-o``.
+    """
+
+    point: str
+    read_only: bool
+    options: Sequence[str]
+
+
+class _Left(msgspec.Struct, frozen=True):
+    users: tuple[str, ...]
+
+
+class _Claimed(msgspec.Struct, frozen=True):
+    joining: bool
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -97,6 +151,7 @@ class _Message(msgspec.Struct, frozen=True):
     log: tuple[str, ...] = ()
     event: str = ""
     kernel: str = ""
+    mount: str = ""
     code: int = 0
     reason: str = ""
     idle: float = 0.0
@@ -165,6 +220,10 @@ class Forkserver:
             self._on_event(KernelExit(message.kernel, message.code, message.log, message.reason))
         elif message.event == "power off":
             self._on_event(PowerOff(message.idle))
+        elif message.event == "join":
+            self._on_event(JoinRequest(message.mount))
+        elif message.event == "unmounted":
+            self._on_event(Unmounted(message.mount))
         elif message.id is not None and (future := self._pending.get(message.id)) and not future.done():
             future.set_result(message)
 
@@ -245,6 +304,27 @@ class Forkserver:
     async def specs(self) -> dict[str, GuestSpec]:
         """Return the guest's own kernel specs."""
         return _decoded(await self._ask("specs"), dict[str, GuestSpec])
+
+    async def mount(self, mount: str, user: str, wanted: MountRequest, *, timeout: float) -> None:
+        """Mount a directory of the host, or be one more user of it; the host has to serve it meanwhile.
+
+        :param timeout: seconds.
+        :raises TimeoutError: when it takes longer.
+        :raises GuestError: when it cannot be mounted, with what sshfs said.
+        """
+        await self._request("mount", timeout=timeout, mount=mount, user=user, **wanted._asdict())
+
+    async def unmount(self, mount: str, user: str) -> Sequence[str]:
+        """Be a mount's user no longer, and return who is left; it is unmounted when nobody is."""
+        return _decoded(await self._ask("unmount", mount=mount, user=user), _Left).users
+
+    async def mounts(self) -> dict[str, MountState]:
+        """Return the directories of the host that were added to the guest."""
+        return _decoded(await self._ask("mounts"), dict[str, MountState])
+
+    async def claim(self, mount: str, owner: str) -> bool:
+        """Serve a mount from now on, or still, and return whether its sshfs waits for that just now."""
+        return _decoded(await self._ask("claim", mount=mount, owner=owner), _Claimed).joining
 
     async def stop_when_idle(self, seconds: float) -> None:
         """Let the guest shut itself down after so many seconds without a kernel; 0 for never."""

@@ -32,6 +32,7 @@ class Facts(NamedTuple):
 
     home: str
     uid: int
+    gid: int
     python: str
 
 
@@ -70,6 +71,7 @@ if %(wait_boot_done)s; then
 fi
 say HOME "$HOME"
 say UID "$(id -u)"
+say GID "$(id -g)"
 say PYTHON "$python"
 say DONE ok
 """
@@ -125,8 +127,8 @@ async def wait_until_ready(connection: Connection, needs: Needs, progress: Progr
                 log.append(rest)
             elif kind == "FAIL":
                 raise _failure(rest, log)
-            elif kind in ("HOME", "UID", "PYTHON", "DONE"):
+            elif kind in ("HOME", "UID", "GID", "PYTHON", "DONE"):
                 found[kind] = rest
-    if "DONE" not in found or not found["UID"].isdigit():
+    if "DONE" not in found or not (found["UID"].isdigit() and found["GID"].isdigit()):
         raise ConnectionFailed("The connection ended while the guest was getting ready.")
-    return Facts(found["HOME"], int(found["UID"]), found["PYTHON"])
+    return Facts(found["HOME"], int(found["UID"]), int(found["GID"]), found["PYTHON"])

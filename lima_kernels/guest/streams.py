@@ -1,7 +1,7 @@
-"""A client's connection to a channel, on the host: it stays open while the guest cannot be reached.
+"""A connection of this host's to a program in the guest: it stays open while the guest cannot be reached.
 
-Between the client's socket and the kernel's lies a resumable stream (``forkserver.resumable``), so neither end of a ZMQ
-connection notices when the SSH connection below it is lost and made anew.
+Between the socket here, of a kernel's client or of an SFTP server, and the program's there lies a resumable stream
+(``forkserver.resumable``), so neither end notices when the SSH connection below it is lost and made anew.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ OPEN_TIMEOUT = 30.0
 
 
 class Claim(NamedTuple):
-    """Who may use a kernel, and where the forkserver listens in the guest."""
+    """Who may use a program in the guest, and where the forkserver listens.
 
-    kernel: str
+    :param program: the program by its kind: ``{"kernel": ID}`` or ``{"mount": ID}``.
+    """
+
+    program: dict[str, str]
     owner: str
     socket: str
 
@@ -171,7 +174,7 @@ class Stream(asyncio.Protocol):
         request = {
             "id": 0,
             "op": "stream",
-            "kernel": claim.kernel,
+            **claim.program,
             "owner": claim.owner,
             "channel": self.channel,
             "token": self._token,

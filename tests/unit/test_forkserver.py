@@ -692,9 +692,10 @@ def test_a_kernel_without_an_owner_ends_in_its_time_and_a_busy_one_when_it_is_id
 def test_a_program_without_an_owner_is_busy_while_it_uses_the_cpu(place: Place) -> None:
     report = place.install_program("burner", "burn")
     place.install_program("rester")
-    owner = place.serve(QUICK)
+    # Long enough for it to be given two hundredths of a CPU on a machine that has much else to do.
+    owner = place.serve("kernels.BUSY_CHECK = 1.0")
     spawned(owner, place.birth("burner", keep=0.1, spec="burner"))
-    spawned(owner, place.birth("rester", keep=1.5, spec="rester"))
+    spawned(owner, place.birth("rester", keep=2.5, spec="rester"))
     talk = place.talk()
     assert talk.kernels()["burner"]["busy"] is None
     owner.hang_up()

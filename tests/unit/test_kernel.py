@@ -21,13 +21,18 @@ from .conftest import Machine
 
 @contextmanager
 def started(
-    machine: Machine, *, env: dict[str, str] | None = None, encryption: str = "disabled", **config: object
+    machine: Machine,
+    *,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    encryption: str = "disabled",
+    **config: object,
 ) -> Iterator[Notebook]:
     manager = KernelManager(kernel_name="lima", transport_encryption=encryption)
     assert manager.kernel_spec is not None
     manager.kernel_spec.env = env or {}
     manager.kernel_spec.metadata["kernel_provisioner"]["config"].update(config)
-    manager.start_kernel(cwd=str(machine.notebooks))
+    manager.start_kernel(cwd=str(cwd or machine.notebooks))
     notebook = Notebook(manager)
     try:
         yield notebook

@@ -16,6 +16,7 @@ PACKAGE = "lima_kernels"
 ROOT = Path(lima_kernels.__file__).parent
 LAYERS = (
     "errors",
+    "sftp",
     "paths",
     "records",
     "progress",
@@ -26,8 +27,10 @@ LAYERS = (
     "leases",
     "instances",
     "vm",
+    "added_mounts",
     "session",
     "runtime",
+    "mount_server",
     "provisioner",
     "kernelspec",
     "doctor",

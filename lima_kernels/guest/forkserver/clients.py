@@ -9,6 +9,10 @@ from .kernels import Kernel
 from .wire import Wire
 
 
+class Refused(Exception):
+    """A request that cannot be obeyed; its text goes back to the client."""
+
+
 class Client:
     """One connection to us."""
 

@@ -12,7 +12,8 @@ import socket
 import sys
 
 from .child import become
-from .server import Server, Spawned
+from .registry import Spawned
+from .server import Server
 
 PRELOAD = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "IPython.core.completer", "psutil")
 
@@ -91,7 +92,7 @@ def main() -> int:
         os.write(started, b"1")
         os.close(started)
     os.umask(0o022)
-    server.failure = preload()
+    server.registry.failure = preload()
     try:
         server.serve()
     except Spawned as caught:

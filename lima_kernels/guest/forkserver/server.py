@@ -13,10 +13,16 @@ It is reached through a unix socket in a 0700 directory and speaks JSON lines:
     {"id": 8, "op": "specs"}
     {"id": 9, "op": "settings", "idle_timeout": SECONDS}
     {"id": 10, "op": "stream", "kernel": ID, "owner": TOKEN, "channel": 1, "token": T, "received": N, "new": true}
+    {"id": 11, "op": "stream", "mount": ID, "owner": TOKEN, "token": T, "received": N, "new": true}
+    {"id": 12, "op": "mount", "mount": ID, "user": KERNEL or "", "point": DIR, "read_only": false, "options": [TEXT]}
+    {"id": 13, "op": "unmount", "mount": ID, "user": KERNEL or ""}
+    {"id": 14, "op": "mounts"}
+    {"id": 15, "op": "claim", "mount": ID, "owner": TOKEN}
 
 Every request is answered by a line with its id and either "ok" or "error". After the answer to "stream" the connection
 carries the frames of a resumable stream. The end of a kernel is told to every client as {"event": "exit", "kernel": ID,
-"code": N, ...}, N negative for a signal, as subprocess has it; {"event": "power off"} comes before the guest's end.
+"code": N, ...}, N negative for a signal, as subprocess has it; {"event": "power off"} comes before the guest's end;
+{"event": "join", "mount": ID} when a mount's sshfs wants to be served, {"event": "unmounted", "mount": ID} at its end.
 """
 
 from __future__ import annotations
@@ -25,7 +31,6 @@ import contextlib
 import json
 import os
 import selectors
-import shutil
 import signal
 import socket
 import time
@@ -33,42 +38,27 @@ from collections.abc import Callable
 from typing import Any
 
 from . import idle, specs
-from .child import Start
-from .clients import Client, Starting
+from .clients import Client, Refused
 from .deaths import disk_full
-from .kernels import Kernel, seconds, write_private
+from .kernels import seconds, write_private
+from .mounts import Mounts
+from .registry import Registry
 from .resumable import ProtocolError
 from .streams import Streams
 from .wire import Wire
 
 LINE_LIMIT = 1 << 20
 SETTINGS = "settings.json"
-# No event tells that another program has bound its sockets.
-BOUND_CHECK = 0.05
 LONGEST_WAIT = 86400.0
 
 
-class Refused(Exception):
-    """A request that cannot be obeyed; its text goes back to the client."""
-
-
-class Spawned(BaseException):
-    """Carries the child of a fork out of the server's loop, so that a kernel runs on a clean stack."""
-
-    def __init__(self, start: Start) -> None:
-        self.start = start
-
-
 class Server:
-    """Serves clients, and knows every kernel; ``failure`` says why none can be forked here, or nothing."""
+    """Serves clients."""
 
     def __init__(self, root: str, listener: socket.socket) -> None:
         self.root = root
-        self.failure = ""
-        self.kernels: dict[str, Kernel] = {}
         self._listener = listener
         self._clients: set[Client] = set()
-        self._starting: dict[str, Starting] = {}
         self._selector = selectors.DefaultSelector()
         self._streams = Streams(self._selector)
         self._powered_off = False
@@ -79,7 +69,30 @@ class Server:
         signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._selector.register(self._wake[0], selectors.EVENT_READ, self._woken)
-        self._take_over()
+        self._mounts = Mounts(os.path.join(root, "m"), self._selector, self._streams, self._tell)
+        kernels = os.path.join(root, "k")
+        self.registry = Registry(kernels, self._selector, self._streams, self._tell, self._mounts)
+        self._mounts.know(self.registry.kernels)
+
+    @property
+    def _operations(self) -> dict[str, Callable[[Client, dict[str, Any]], dict[str, Any] | None]]:
+        registry, mounts = self.registry, self._mounts
+        return {
+            "spawn": self._spawn,
+            "signal": registry.signal,
+            "list": registry.list,
+            "remove": registry.remove_asked,
+            "hold": registry.hold,
+            "release": registry.release,
+            "note": registry.note,
+            "specs": self._specs,
+            "settings": self._settings,
+            "stream": self._stream,
+            "mount": mounts.mount,
+            "unmount": mounts.unmount,
+            "mounts": mounts.describe,
+            "claim": mounts.claim,
+        }
 
     def _load_settings(self) -> float:
         try:
@@ -88,21 +101,12 @@ class Server:
         except (OSError, ValueError, KeyError, TypeError):
             return 0.0
 
-    def _take_over(self) -> None:
-        """Know the kernels that an earlier forkserver left."""
-        for name in os.listdir(os.path.join(self.root, "k")):
-            kernel = Kernel.take_over(name, os.path.join(self.root, "k", name))
-            if kernel is not None:
-                self.kernels[name] = kernel
-                assert kernel.pidfd is not None
-                self._selector.register(kernel.pidfd, selectors.EVENT_READ, lambda _: self._reap())
-
     # The loop
 
     def serve(self) -> None:
         """Serve for ever; a child leaves it by :class:`Spawned`."""
         while True:
-            self._idle.look(any(kernel.code is None for kernel in self.kernels.values()))
+            self._idle.look(any(kernel.code is None for kernel in self.registry.kernels.values()))
             for key, mask in self._selector.select(self._patience()):
                 # An earlier event of this round may have closed it, and its number may be another's now.
                 present = self._selector.get_map().get(key.fd)
@@ -112,25 +116,17 @@ class Server:
 
     def _patience(self) -> float | None:
         """Return for how many seconds nothing needs to be looked at without an event."""
-        if any(starting.is_program for starting in self._starting.values()):
-            return BOUND_CHECK
-        deadlines = [self._idle.deadline(), *(kernel.expires() for kernel in self.kernels.values())]
-        known = [deadline for deadline in deadlines if deadline is not None]
+        deadlines = [*self.registry.deadlines(), *self._mounts.deadlines()]
+        if (idle_end := self._idle.deadline()) is not None:
+            deadlines.append(idle_end)
         # The system takes no more than 24 days.
-        return min(max(0.0, min(known) - time.monotonic()), LONGEST_WAIT) if known else None
+        return min(max(0.0, min(deadlines) - time.monotonic()), LONGEST_WAIT) if deadlines else None
 
     def _tick(self) -> None:
-        for starting in list(self._starting.values()):
-            if starting.is_program and starting.kernel.is_bound():
-                self._started(starting)
-        now = time.monotonic()
-        for kernel in list(self.kernels.values()):
-            expires = kernel.expires()
-            if expires is not None and now >= expires and not kernel.is_busy():
-                self._remove(kernel)
+        self.registry.look()
+        self._mounts.look()
         if not self._powered_off and self._idle.has_run_out():
-            for client in list(self._clients):
-                client.send({"event": "power off", "idle": self._idle.timeout})
+            self._tell({"event": "power off", "idle": self._idle.timeout})
             self._powered_off = self._idle.power_off()
 
     # Clients
@@ -145,8 +141,13 @@ class Server:
     def _drop(self, client: Client) -> None:
         client.wire.close()
         self._clients.discard(client)
-        for kernel in self.kernels.values():
-            kernel.release(client)
+        self.registry.forget(client)
+        self._mounts.forget(client, self.registry.kernels)
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        """Send an event to every client."""
+        for client in list(self._clients):
+            client.send(event)
 
     def _receive(self, client: Client, data: bytes) -> None:
         client.incoming += data
@@ -168,19 +169,7 @@ class Server:
         try:
             request = json.loads(line)
             number = request.get("id")
-            operation: Callable[[Client, dict[str, Any]], dict[str, Any] | None] = {
-                "spawn": self._spawn,
-                "signal": self._signal,
-                "list": self._list,
-                "remove": self._remove_asked,
-                "hold": self._hold,
-                "release": self._release,
-                "note": self._note,
-                "specs": self._specs,
-                "settings": self._settings,
-                "stream": self._stream,
-            }[request["op"]]
-            reply = operation(client, request)
+            reply = self._operations[request["op"]](client, request)
         except (Refused, specs.NoSuchSpec) as error:
             reply = {"error": str(error)}
         except OSError as error:
@@ -193,130 +182,10 @@ class Server:
 
     # Operations
 
-    def _kernel(self, request: dict[str, Any]) -> Kernel:
-        kernel = self.kernels.get(request["kernel"])
-        if kernel is None:
-            raise Refused("there is no kernel %s in the guest" % request["kernel"])
-        return kernel
-
     def _spawn(self, client: Client, request: dict[str, Any]) -> None:
-        name = request["kernel"]
-        if not name.isalnum() or name in self.kernels:
-            raise Refused("a kernel's name must be new and alphanumeric")
         if self._powered_off:
             raise Refused("the guest is shutting down")
-        spec = specs.find(request["spec"]) if request.get("spec") else None
-        if spec is None and self.failure:
-            raise Refused(self.failure)
-        request["cwd"] = os.path.expanduser(request["cwd"])
-        if not os.path.isdir(request["cwd"]):
-            raise Refused("there is no directory %s in the guest" % request["cwd"])
-        kernel = Kernel(name, os.path.join(self.root, "k", name), request)
-        shutil.rmtree(kernel.directory, ignore_errors=True)
-        os.makedirs(kernel.directory, mode=0o700)
-        ready_r, ready_w = os.pipe()
-        ours, theirs = socket.socketpair()
-        kernel.pid = os.fork()
-        if kernel.pid == 0:
-            os.close(ready_r)
-            ours.close()
-            raise Spawned(Start(request, kernel.directory, spec, ready_w, theirs))
-        os.close(ready_w)
-        theirs.close()
-        self.kernels[name] = kernel
-        kernel.holder = client
-        kernel.link = Wire(self._selector, ours, kernel.hear)
-        starting = Starting(kernel, client, request.get("id"), ready_r, spec is not None)
-        self._starting[name] = starting
-        self._selector.register(ready_r, selectors.EVENT_READ, lambda _: self._settle(starting))
-        try:
-            kernel.save()
-        except OSError:
-            self._close_ready(self._starting.pop(name))
-            self._remove(kernel)
-            raise
-
-    def _settle(self, starting: Starting) -> None:
-        """The child said that its sockets are bound, or ended before, or has become another program."""
-        bound = os.read(starting.ready, 1)
-        self._close_ready(starting)
-        if bound:
-            self._started(starting)
-        elif not starting.is_program:
-            self._failed(starting)
-
-    def _close_ready(self, starting: Starting) -> None:
-        if starting.ready >= 0:
-            self._selector.unregister(starting.ready)
-            os.close(starting.ready)
-            starting.ready = -1
-
-    def _started(self, starting: Starting) -> None:
-        del self._starting[starting.kernel.name]
-        self._close_ready(starting)
-        starting.client.send({"id": starting.number, "ok": {"pid": starting.kernel.pid}})
-
-    def _failed(self, starting: Starting) -> None:
-        del self._starting[starting.kernel.name]
-        self._close_ready(starting)
-        log = starting.kernel.log_tail()
-        error = disk_full() or "the kernel ended before it was ready"
-        if starting.is_program and log:
-            error += ": " + log[-1]
-        starting.client.send({"id": starting.number, "error": error, "log": log})
-
-    def _signal(self, _client: Client, request: dict[str, Any]) -> dict[str, Any]:
-        self._kernel(request).signal(int(request["signum"]))
-        return {"ok": {}}
-
-    def _list(self, _client: Client, _request: dict[str, Any]) -> dict[str, Any]:
-        return {"ok": {name: kernel.describe() for name, kernel in self.kernels.items()}}
-
-    def _remove_asked(self, _client: Client, request: dict[str, Any]) -> dict[str, Any]:
-        if kernel := self.kernels.get(request["kernel"]):
-            self._remove(kernel)
-        return {"ok": {}}
-
-    def _remove(self, kernel: Kernel) -> None:
-        was_alive = kernel.code is None
-        starting = self._starting.get(kernel.name)
-        if kernel.pidfd is not None:
-            self._selector.unregister(kernel.pidfd)
-        kernel.end()
-        if starting is not None:
-            self._failed(starting)
-        if was_alive:
-            self._tell_exit(kernel)
-        self._streams.close(kernel.owner)
-        del self.kernels[kernel.name]
-        shutil.rmtree(kernel.directory, ignore_errors=True)
-
-    def _hold(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
-        """Give a kernel to an owner; the host sees to it that no other owner lives."""
-        kernel = self._kernel(request)
-        if kernel.code is not None:
-            raise Refused("the kernel has ended")
-        lost = False
-        if request["owner"] != kernel.owner:
-            self._streams.close(kernel.owner)
-        else:
-            lost = self._streams.had_to_wait(kernel.owner)
-        kernel.owner = request["owner"]
-        if request.get("keep") is not None:
-            kernel.keep = seconds(request["keep"])
-        kernel.holder = client
-        kernel.save()
-        return {"ok": {"connection": kernel.connection(), "lost": lost}}
-
-    def _release(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
-        kernel = self._kernel(request)
-        kernel.release(client)
-        self._streams.close(kernel.owner)
-        return {"ok": {}}
-
-    def _note(self, _client: Client, request: dict[str, Any]) -> dict[str, Any]:
-        self._kernel(request).note(request["text"])
-        return {"ok": {}}
+        self.registry.spawn(client, request)
 
     def _specs(self, _client: Client, _request: dict[str, Any]) -> dict[str, Any]:
         return {"ok": specs.all_specs()}
@@ -330,16 +199,8 @@ class Server:
 
     def _stream(self, client: Client, request: dict[str, Any]) -> dict[str, Any] | None:
         """Turn a connection into the carrier of a stream: no more lines come from it."""
-        kernel = self._kernel(request)
-        token, owner = request["token"], request["owner"]
-        channel, received = int(request["channel"]), int(request["received"])
-        if owner != kernel.owner:
-            raise Refused("the kernel is somebody else's")
-        stream = self._streams.find(token, owner)
-        if stream is None:
-            if not request.get("new"):
-                raise Refused("there is no such stream")
-            stream = self._streams.open(token, kernel.channel(channel), owner)
+        received = int(request["received"])
+        stream = self._mounts.stream(request) if "mount" in request else self.registry.stream(request)
         self._clients.discard(client)
         client.send({"id": request["id"], "ok": {"received": stream.received}})
         try:
@@ -355,36 +216,16 @@ class Server:
         with contextlib.suppress(BlockingIOError):
             while os.read(self._wake[0], 4096):
                 pass
-        self._reap()
-
-    def _reap(self) -> None:
-        for kernel in list(self.kernels.values()):
-            pidfd = kernel.pidfd
-            if kernel.ended_by_itself():
-                if pidfd is not None:
-                    self._selector.unregister(pidfd)
-                self._tell_exit(kernel)
-                if kernel.name in self._starting and self._starting[kernel.name].is_program:
-                    self._failed(self._starting[kernel.name])
-
-    def _tell_exit(self, kernel: Kernel) -> None:
-        event = {"event": "exit", "kernel": kernel.name, "code": kernel.code, "log": kernel.log_tail()}
-        for client in list(self._clients):
-            client.send({**event, "reason": kernel.reason})
+        self.registry.reap()
+        self._mounts.reap()
 
     def close_in_child(self) -> None:
         """Close what a kernel must not inherit; nothing is unregistered, for the selector is the parent's too."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._selector.close()
-        for starting in self._starting.values():
-            if starting.ready >= 0:
-                os.close(starting.ready)
-        for kernel in self.kernels.values():
-            if kernel.pidfd is not None:
-                os.close(kernel.pidfd)
-            if kernel.link is not None:
-                kernel.link.abandon()
+        self.registry.abandon()
+        self._mounts.abandon()
         for client in self._clients:
             client.wire.abandon()
         self._streams.abandon()

@@ -1,35 +1,33 @@
-"""A kernel's channels on the guest's side: the kernel's sockets stay connected while the host cannot be reached."""
+"""The guest's side of what the host carries: a program's socket stays connected while the host cannot be reached."""
 
 from __future__ import annotations
 
 import selectors
 import socket
+from collections.abc import Callable
 
 from .resumable import ProtocolError, Resumable
 from .wire import Wire
 
 
 class Stream:
-    """One client's connection to one channel of a kernel, over a carrier that comes and goes.
+    """A connection of the host's to a program here, a kernel or sshfs, over a carrier that comes and goes.
 
-    :param owner: the token of the kernel's owner on the host, who alone may resume the stream.
+    :param sock: connected to the program.
+    :param owner: the token of the program's owner on the host, who alone may resume the stream.
     """
 
-    def __init__(self, selector: selectors.BaseSelector, path: str, owner: str) -> None:
+    def __init__(self, selector: selectors.BaseSelector, sock: socket.socket, owner: str) -> None:
         self.owner = owner
         self.has_ended = False
-        # Output had to wait for longer than the kernel may have kept it.
+        # Output had to wait for longer than a kernel may have kept it.
         self.was_full = False
         self._state = Resumable()
         self._carrier: Wire | None = None
-        sock = socket.socket(socket.AF_UNIX)
-        try:
-            sock.connect(path)
-        except OSError:
-            sock.close()
-            raise
-        self._kernel = Wire(selector, sock, self._from_kernel)
-        self._kernel.on_room = self._flow
+        # Called when the program has closed its end.
+        self.on_hang_up: Callable[[], None] = lambda: None
+        self._program = Wire(selector, sock, self._from_program)
+        self._program.on_room = self._flow
 
     @property
     def received(self) -> int:
@@ -56,14 +54,15 @@ class Stream:
         if cut and self._state.is_full:
             self.was_full = True
         # Not held up by a carrier that is slow: it may be one that is lost, and nobody knows yet.
-        self._kernel.read(not self._state.is_full)
+        self._program.read(not self._state.is_full)
         if self._carrier is not None:
-            self._carrier.read(not self._kernel.is_full)
+            self._carrier.read(not self._program.is_full)
 
-    def _from_kernel(self, _wire: Wire, data: bytes) -> None:
+    def _from_program(self, _wire: Wire, data: bytes) -> None:
         frame = self._state.give(data) if data else self._state.finish()
         if not data:
-            self._kernel.close()
+            self._program.close()
+            self.on_hang_up()
         if self._carrier is not None:
             self._carrier.send(frame)
         self._flow()
@@ -77,7 +76,7 @@ class Stream:
             return
         try:
             for payload in self._state.take(data):
-                self._kernel.send(payload)
+                self._program.send(payload)
         except ProtocolError:
             self.close()
             return
@@ -89,7 +88,7 @@ class Stream:
             wire.on_room = lambda: None
             wire.read(True)
             self.has_ended = True
-            self._kernel.finish()
+            self._program.finish()
             return
         if told := self._state.acknowledge():
             wire.send(told)
@@ -98,18 +97,18 @@ class Stream:
     def close(self) -> None:
         """Close both sides, once they have what was sent to them; may be called twice."""
         self.has_ended = True
-        self._kernel.finish()
+        self._program.finish()
         if self._carrier is not None:
             self._carrier.finish()
 
     @property
     def is_open(self) -> bool:
         """Tell whether there are sockets to be closed, be it of a stream that has ended."""
-        return self._kernel.is_open or (self._carrier is not None and self._carrier.is_open)
+        return self._program.is_open or (self._carrier is not None and self._carrier.is_open)
 
     def abandon(self) -> None:
         """Close our copies of the sockets, in a forked child."""
-        self._kernel.abandon()
+        self._program.abandon()
         if self._carrier is not None:
             self._carrier.abandon()
 
@@ -120,19 +119,16 @@ def _ignore(wire: Wire, data: bytes) -> None:
 
 
 class Streams:
-    """Every stream of every kernel, by the token that its host chose."""
+    """Every stream, by the token that its host chose."""
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
         self._selector = selector
         self._streams: dict[str, Stream] = {}
 
-    def open(self, token: str, path: str, owner: str) -> Stream:
-        """Connect to a kernel's socket.
-
-        :raises OSError: when nobody listens there.
-        """
+    def open(self, token: str, sock: socket.socket, owner: str) -> Stream:
+        """Make a stream of a socket that is connected to a program."""
         self._forget_ended()
-        self._streams[token] = Stream(self._selector, path, owner)
+        self._streams[token] = Stream(self._selector, sock, owner)
         return self._streams[token]
 
     def find(self, token: str, owner: str) -> Stream | None:

@@ -11,6 +11,20 @@ CHUNK = 65536
 HIGH_WATER = 256 * 1024
 
 
+def connected(path: str) -> socket.socket:
+    """Return a socket that is connected to the unix socket at a path.
+
+    :raises OSError: when nobody listens there.
+    """
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
 class Wire:
     """One connected socket.
 

@@ -1,0 +1,196 @@
+"""Directories of this host that are added to a VM while it runs: what is served to which, and to whom.
+
+What is served is written down on this host, and never taken from the guest. A process of its own serves it
+(:mod:`mount_server`), so that a kernel which outlives its Jupyter server has its files meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+from filelock import FileLock, Timeout
+
+from . import paths, records
+from .errors import GuestError, HostError, LimaKernelsError, MountError, PhaseTimeout
+from .guest import sshfs
+from .guest.kernels import KEPT, MountRequest
+from .instances import Wish
+from .lima import process
+from .progress import Phase
+from .vm import VM, Guest
+
+SERVER = (sys.executable, "-P", "-m", f"{__package__}.mount_server")
+# Seconds: for the process that serves to reach the VM, for sshfs to be there, and to look whether it is served.
+SERVER_TIMEOUT = 60.0
+MOUNT_TIMEOUT = 60.0
+CHECK_INTERVAL = 2.0
+_GUARD_TIMEOUT = 10.0
+
+
+class ServedDirectory(records.Record, frozen=True, kw_only=True):
+    """A directory of this host that one instance may see."""
+
+    VERSION: ClassVar[int] = 1
+    version: int = VERSION
+    directory: str
+    read_only: bool
+
+
+def name_of(directory: Path) -> str:
+    """Return what guest and host call a directory's mount."""
+    return hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
+
+
+@contextmanager
+def guarded(instance: str) -> Iterator[Path]:
+    """Let nobody else change what is served to an instance meanwhile, and give the records' directory."""
+    directory = paths.mounts_directory(instance)
+    try:
+        with FileLock(directory / ".guard", mode=0o600, timeout=_GUARD_TIMEOUT):
+            yield directory
+    except Timeout as error:
+        raise HostError(
+            f"What is served to the VM {instance!r} has been changed by another process for {_GUARD_TIMEOUT:.0f} s."
+        ) from error
+
+
+def served(instance: str) -> dict[str, ServedDirectory]:
+    """Return what may be served to an instance, by its mount's name."""
+    found = {}
+    for file in sorted(paths.mounts_directory(instance).glob("[!.]*.json")):
+        record = records.read(file, ServedDirectory)
+        if record is not None and file.stem == name_of(Path(record.directory)):
+            found[file.stem] = record
+    return found
+
+
+def forget(instance: str, name: str) -> None:
+    """Serve a directory no longer."""
+    with guarded(instance) as directory:
+        records.remove(directory / f"{name}.json")
+
+
+def is_served(instance: str) -> bool:
+    """Tell whether the process lives that serves directories to an instance."""
+    lock = FileLock(paths.mount_server_lock(instance), mode=0o600)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+async def ensure_served(instance: str) -> None:
+    """Start the process that serves directories to an instance when there is none.
+
+    :raises HostError: when it cannot be started, with what it said.
+    """
+    if is_served(instance):
+        return
+    try:
+        done = await process.run([*SERVER, instance], cwd=Path("/"), timeout=SERVER_TIMEOUT)
+    except TimeoutError as error:
+        raise PhaseTimeout(
+            f"The process that serves directories to the VM {instance!r} was not ready within {SERVER_TIMEOUT:.0f} s.",
+            hint=f"What it said is in {paths.mount_server_log(instance)}",
+        ) from error
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise HostError(
+            f"The process that serves directories to the VM {instance!r} could not be started: "
+            f"{said[-1] if said else f'exit code {done.returncode}'}",
+            context=said[:-1],
+        )
+
+
+async def keep_served(instance: str) -> None:
+    """See that a VM's directories are served, for as long as the caller lives: what serves them may be killed."""
+    while True:
+        # The system tells nobody when a lock is given back.
+        await asyncio.sleep(CHECK_INTERVAL)
+        with contextlib.suppress(LimaKernelsError):
+            await ensure_served(instance)
+
+
+async def add(vm: VM, guest: Guest, wish: Wish, directory: Path, *, read_only: bool = False, user: str = KEPT) -> None:
+    """Show a directory to a guest that runs, at its own path; one that is there already has one user more.
+
+    :param user: the kernel that uses it; KEPT for a mount that stays until somebody removes it.
+    :raises LimaKernelsError: one line that says what failed; nothing is left then.
+    """
+    vm.progress.enter(Phase.MOUNT, str(directory))
+    name = name_of(directory)
+    with guarded(vm.name) as records_directory:
+        existing = served(vm.name).get(name)
+        if existing is not None and existing.read_only and not read_only:
+            raise MountError(
+                f"The VM {vm.name!r} shows {directory} read-only.",
+                hint=f"Remove that first: lima-kernels mount remove {directory}",
+            )
+        if existing is None:
+            record = ServedDirectory(directory=str(directory), read_only=read_only)
+            records.write(records_directory / f"{name}.json", record)
+    # Two ways that have nothing to do with each other.
+    server = asyncio.ensure_future(ensure_served(vm.name))
+    try:
+        known = name in await guest.forkserver.mounts()
+        options = () if known else await sshfs.prepare(guest.connection, may_install=not wish.attach)
+        await server
+        wanted = MountRequest(str(directory), existing.read_only if existing else read_only, options)
+        await _mount(vm, guest, name, user, wanted)
+    except BaseException:
+        server.cancel()
+        await asyncio.gather(server, return_exceptions=True)
+        await asyncio.shield(_undo(vm, guest, name, user))
+        raise
+
+
+async def _mount(vm: VM, guest: Guest, name: str, user: str, wanted: MountRequest) -> None:
+    try:
+        await guest.forkserver.mount(name, user, wanted, timeout=MOUNT_TIMEOUT)
+    except TimeoutError as error:
+        raise PhaseTimeout(
+            f"The guest of {vm.name!r} did not mount {wanted.point} within {MOUNT_TIMEOUT:.0f} s.",
+            hint=f"What the process said that serves it is in {paths.mount_server_log(vm.name)}",
+        ) from error
+    except GuestError as error:
+        raise MountError(
+            f"The directory {wanted.point} could not be added to the VM {vm.name!r}. {error.message}",
+            hint=error.hint,
+            context=error.context,
+        ) from error
+
+
+async def _undo(vm: VM, guest: Guest, name: str, user: str) -> None:
+    with contextlib.suppress(LimaKernelsError):
+        await guest.forkserver.unmount(name, user)
+    with contextlib.suppress(LimaKernelsError):
+        if name not in await guest.forkserver.mounts():
+            forget(vm.name, name)
+
+
+async def remove(vm: VM, guest: Guest, directory: Path) -> Sequence[str]:
+    """Keep a directory no longer, and return who uses it still: it goes with the last of them.
+
+    :raises MountError: when the guest has no such directory.
+    """
+    name = name_of(directory)
+    if name not in await guest.forkserver.mounts():
+        forget(vm.name, name)
+        raise MountError(
+            f"The directory {directory} was not added to the VM {vm.name!r}.",
+            hint=f"Look: lima-kernels mount list --instance {vm.name}",
+        )
+    left = await guest.forkserver.unmount(name, KEPT)
+    if not left:
+        forget(vm.name, name)
+    return left
