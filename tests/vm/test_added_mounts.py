@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ def elsewhere(directories: Path) -> Iterator[Path]:
     assert guest_shell(f"ls -d '{directory}' 2>&1 || true").endswith("No such file or directory")
     assert not list(paths.mounts_directory(INSTANCE).glob("*.json"))
     until(lambda: not added_mounts.is_served(INSTANCE), "the process that serves it still lives", seconds=60)
+    shutil.rmtree(directory)
 
 
 def mounted() -> list[str]:
@@ -124,6 +126,7 @@ def test_the_forkserver_may_be_killed(elsewhere: Path, start: Start) -> None:
     start()
     notebook = start(cwd=elsewhere)
     guest_shell(f"kill -KILL $({FORKSERVER})")
+    notebook.wait_until_subscribed()
     until(lambda: readable(notebook), "the directory does not come back")
 
 
