@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from . import paths, records
 from .errors import GuestError, HostError, LimaKernelsError, MountError, PhaseTimeout
-from .guest import sshfs
+from .guest import sshfs, startup
 from .guest.kernels import KEPT, MountRequest
 from .instances import Wish
 from .lima import process
@@ -64,7 +64,9 @@ def guarded(instance: str) -> Iterator[Path]:
 
 def served(instance: str) -> dict[str, ServedDirectory]:
     """Return what may be served to an instance, by its mount's name."""
-    found = {}
+    found: dict[str, ServedDirectory] = {}
+    if not paths.has_instance_state(instance):
+        return found
     for file in sorted(paths.mounts_directory(instance).glob("[!.]*.json")):
         record = records.read(file, ServedDirectory)
         if record is not None and file.stem == name_of(Path(record.directory)):
@@ -78,9 +80,20 @@ def forget(instance: str, name: str) -> None:
         records.remove(directory / f"{name}.json")
 
 
+def server_lock(instance: str) -> FileLock:
+    """Return the lock of the process that serves an instance's forkserver of our version.
+
+    After an upgrade the guest has two of them, each with its own mounts.
+    """
+    version = hashlib.sha256(startup.program()).hexdigest()[:12]
+    return FileLock(paths.mount_server_lock(instance, version), mode=0o600)
+
+
 def is_served(instance: str) -> bool:
     """Tell whether the process lives that serves directories to an instance."""
-    lock = FileLock(paths.mount_server_lock(instance), mode=0o600)
+    if not paths.has_instance_state(instance):
+        return False
+    lock = server_lock(instance)
     try:
         lock.acquire(blocking=False)
     except Timeout:

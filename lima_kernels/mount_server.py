@@ -146,6 +146,9 @@ class MountServer:
 
     def _may_end(self) -> bool:
         """Tell whether nothing is left; who adds a directory after that finds that nobody serves."""
+        if not paths.has_instance_state(self._vm.name):
+            # The instance was deleted, with all that was Lima's.
+            return True
         with added_mounts.guarded(self._vm.name):
             if added_mounts.served(self._vm.name):
                 return False
@@ -263,7 +266,7 @@ def _redirect(log: Path) -> None:
 def main(instance: str) -> int:
     """Serve an instance's directories, unless another process does; returns when somebody does."""
     ready = os.fdopen(_detached(), "w")
-    lock = FileLock(paths.mount_server_lock(instance), mode=0o600)
+    lock = added_mounts.server_lock(instance)
     try:
         # Who only looks whether it is held has it for a moment.
         lock.acquire(timeout=LOCK_TIMEOUT)

@@ -90,6 +90,11 @@ def lima_home() -> Path:
     return Path(os.environ.get("LIMA_HOME") or Path.home() / ".lima")
 
 
+def has_instance_state(instance: str) -> bool:
+    """Tell whether :func:`instance_state` has been made, and is still there."""
+    return (lima_home() / "_lima-kernels" / instance).is_dir()
+
+
 def instance_state(instance: str) -> Path:
     """Make the directory of what all processes of this user share about an instance, whether or not it exists yet.
 
@@ -113,9 +118,9 @@ def mounts_directory(instance: str) -> Path:
     return private_directory(instance_state(instance) / "mounts")
 
 
-def mount_server_lock(instance: str) -> Path:
-    """What the process holds that serves this host's directories to an instance."""
-    return instance_state(instance) / "mount-server.lock"
+def mount_server_lock(instance: str, version: str) -> Path:
+    """What the process holds that serves this host's directories to an instance, to its forkserver of one version."""
+    return instance_state(instance) / f"mount-server-{version}.lock"
 
 
 def mount_server_log(instance: str) -> Path:

@@ -1,4 +1,4 @@
-"""mount add, list, remove: which directories of this host a VM shows, and one more while it runs."""
+"""mount add, list, remove, benchmark: which directories of this host a VM shows, and how fast."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..lima.limactl import Limactl
 from ..lima.models import Instance
 from ..provisioner import DEFAULT_INSTANCE
 from ..runtime import runtime
-from . import wishes
+from . import benchmark, wishes
 
 
 class Shown(NamedTuple):
@@ -48,6 +48,7 @@ def add_commands(commands: Any) -> None:
     listing.set_defaults(command=_list)
     remove = verbs.add_parser("remove", help="show a directory no longer that was added")
     remove.set_defaults(command=_remove)
+    benchmark.add_command(verbs)
     for verb in (add, remove):
         verb.add_argument("directory", type=Path, metavar="DIR")
     for verb in (add, listing, remove):

@@ -22,7 +22,6 @@ from lima_kernels import added_mounts, paths
 from lima_kernels.cli.main import main
 from lima_kernels.errors import LimaKernelsError
 from tests.child import CONSTANTS, ROOT, child
-from tests.client import Notebook
 from tests.fake_guest import FakeGuest
 
 from .conftest import Machine
@@ -143,7 +142,7 @@ def test_a_restart_keeps_the_directory(added: Added) -> None:
     with started(added.machine, cwd=added.directory) as other:
         before = added.sshfs()
         other.manager.restart_kernel(now=True)
-        Notebook(other.manager).client.stop_channels()
+        other.client.wait_for_ready(timeout=60)
         assert added.sshfs() == before
         assert added.read() == "content"
 

@@ -28,6 +28,7 @@ LAYERS = (
     "instances",
     "vm",
     "added_mounts",
+    "mount_benchmark",
     "session",
     "runtime",
     "mount_server",

@@ -34,7 +34,7 @@ def test_nothing_is_shown_unasked() -> None:
 
 
 def test_a_notebooks_directory_is_written_in_limas_words() -> None:
-    assert entries(DEFAULT, "/nb") == [{"location": "/nb", "writable": True}]
+    assert entries(DEFAULT, "/nb") == [{"location": "/nb", "writable": True, "9p": {"msize": "500KiB"}}]
 
 
 def test_every_option_is_written_in_limas_words() -> None:

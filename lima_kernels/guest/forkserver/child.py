@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any, NamedTuple, NoReturn
 
+from . import advice
 from .kernels import CONNECTION_FILE, NOTES, OUTPUT_LOG
 
 # What systemd or sshd tells us of ourselves is no kernel's business.
@@ -111,7 +112,9 @@ def _run_ipykernel(start: Start, connection_file: str) -> None:
     faulthandler.enable(crashes, all_threads=False)
     # As if systemd were the parent: nothing to watch, and no advice to press Ctrl-C.
     app: Any = IPKernelApp.instance(parent_handle=1)
+    advice.keep_history_here(app)
     app.initialize(sys.argv[1:])
+    advice.attend(app.shell)
     Link(start.link, os.path.join(start.directory, NOTES), start.request.get("notes", ())).attach(app.shell)
     os.write(start.ready, b"1")
     os.close(start.ready)

@@ -1,0 +1,1 @@
+"""What each mount costs, measured on the user's machine: the settings, the run, and what is shown of it."""
