@@ -35,6 +35,12 @@ from .conftest import Machine
 NAME = "lima-kernels"
 
 
+@pytest.fixture(autouse=True)
+def _short_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no guest, none is waited for as long as for one that is slow."""
+    monkeypatch.setattr(vms, "_LOOK_TIMEOUT", 0.5)
+
+
 @pytest.fixture
 def processes() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start real processes; what is left of them is killed."""
