@@ -199,15 +199,6 @@ def test_a_failing_cell_gives_exit_code_3_and_the_result_so_far(vm: str, noteboo
     assert cells[1].outputs[0].ename == "ZeroDivisionError"
 
 
-def test_a_directory_that_the_running_vm_does_not_show_is_said(start: Start, directories: Path) -> None:
-    start()
-    other = directories / "other"
-    other.mkdir()
-    with pytest.raises(Exception, match=r"does not show .*/other, but .*a running VM cannot be given another"):
-        start(cwd=other)
-    assert kernels_in_guest() != []
-
-
 def test_the_host_key_is_pinned_for_the_instances_life(start: Start, directories: Path) -> None:
     start()
     pin = directories / "lima" / INSTANCE / "lima-kernels-host-key.json"
