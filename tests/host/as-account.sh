@@ -6,7 +6,7 @@ account=$1 target=$2
 checkout=$(cd "$(dirname "$0")/../.." && pwd)
 
 packages=(qemu-system-x86 qemu-utils ovmf ipxe-qemu seabios mmdebstrap uidmap openssh-client openssh-sftp-server
-  e2fsprogs rsync make python3 python3-venv ca-certificates)
+  e2fsprogs rsync git make python3 python3-venv ca-certificates)
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query --show --showformat='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
