@@ -20,6 +20,7 @@ from ..guest.mounts import check_directory
 from ..instances import owner_mark
 from ..lima.limactl import Limactl
 from ..lima.models import Instance
+from ..lima.mounting import default_mount_type
 from ..provisioner import DEFAULT_INSTANCE
 from ..runtime import runtime
 from . import benchmark, wishes
@@ -106,8 +107,9 @@ def _remove(options: argparse.Namespace) -> int:
 
 async def _survey(name: str) -> list[Shown]:
     instance = await Limactl().get(name)
+    kind = instance.config.mount_type or default_mount_type(instance.config.unsupported).value
     found = [
-        Shown(mount.location, mount.guest_path, instance.config.mount_type, mount.writable, added=False, users=())
+        Shown(mount.location, mount.guest_path, kind, mount.writable, added=False, users=())
         for mount in instance.config.mounts
     ]
     if instance.is_up:

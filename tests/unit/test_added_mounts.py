@@ -218,16 +218,19 @@ def test_a_vm_of_others_shows_what_it_does_not(added: Added) -> None:
     assert (theirs / "lima.yaml").read_text() == before
 
 
-def test_the_command_line_adds_lists_and_removes(added: Added, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_adds_lists_and_removes(
+    added: Added, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
     assert main(["mount", "add", str(added.directory), "--read-only"]) == 0
     assert capsys.readouterr().out == f"The VM lima-kernels shows {added.directory}, read-only, until it stops.\n"
     assert added.read() == "content"
     assert "-oro" in added.options()
     assert main(["mount", "list", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert [(mount["directory"], mount["writable"], mount["added"]) for mount in shown] == [
-        (str(added.machine.notebooks), True, False),
-        (str(added.directory), False, True),
+    assert [(mount["directory"], mount["kind"], mount["writable"], mount["added"]) for mount in shown] == [
+        (str(added.machine.notebooks), "9p", True, False),
+        (str(added.directory), "sshfs", False, True),
     ]
     assert main(["mount", "list"]) == 0
     table = capsys.readouterr().out
