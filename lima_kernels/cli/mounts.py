@@ -107,7 +107,7 @@ def _remove(options: argparse.Namespace) -> int:
 
 async def _survey(name: str) -> list[Shown]:
     instance = await Limactl().get(name)
-    kind = instance.config.mount_type or default_mount_type(instance.config.unsupported).value
+    kind = instance.config.mount_type or default_mount_type(instance.config.mount_types_unsupported).value
     found = [
         Shown(mount.location, mount.guest_path, kind, mount.writable, added=False, users=())
         for mount in instance.config.mounts
