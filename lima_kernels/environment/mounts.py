@@ -100,8 +100,8 @@ class MountSpec(MountOptions, frozen=True):
         return self.writable and self.guest_path == self.location
 
 
-# What the notebook's directory is mounted with where the environment says nothing. Lima's own 128 KiB halve the speed of
-# large files; Linux takes no more than this over virtio (docs/mounts.md has the measurements).
+# What the notebook's directory is mounted with where the environment says nothing. Lima's own 128 KiB halve the speed
+# of large files; Linux takes no more than this over virtio (docs/mounts.md has the measurements).
 DEFAULT_OPTIONS = MountOptions(ninep=NinepOptions(msize="500KiB"))
 # The options that each mount type reads: Lima's key, and our field.
 _PARTS = {
