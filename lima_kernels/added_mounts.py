@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from filelock import FileLock, Timeout
 
-from . import paths, records
+from . import locks, paths, records
 from .errors import GuestError, HostError, LimaKernelsError, MountError, PhaseTimeout
 from .guest import sshfs, startup
 from .guest.kernels import KEPT, MountRequest
@@ -53,13 +53,11 @@ def name_of(directory: Path) -> str:
 def guarded(instance: str) -> Iterator[Path]:
     """Let nobody else change what is served to an instance meanwhile, and give the records' directory."""
     directory = paths.mounts_directory(instance)
-    try:
-        with FileLock(directory / ".guard", mode=0o600, timeout=_GUARD_TIMEOUT):
-            yield directory
-    except Timeout as error:
-        raise HostError(
-            f"What is served to the VM {instance!r} has been changed by another process for {_GUARD_TIMEOUT:.0f} s."
-        ) from error
+    busy = HostError(
+        f"What is served to the VM {instance!r} has been changed by another process for {_GUARD_TIMEOUT:.0f} s."
+    )
+    with locks.guarded(directory, _GUARD_TIMEOUT, busy):
+        yield directory
 
 
 def served(instance: str) -> dict[str, ServedDirectory]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from . import paths
 from .environment.instance import plan
 from .environment.shares import check, mount_type_of, put_together, still_there
-from .environment.spec import Environment
+from .environment.spec import DEFAULT, Environment
 from .errors import InstanceError, LimactlError, LimaKernelsError, PhaseTimeout
 from .guest import mounts
 from .lima import ending, hostagent, template
@@ -54,6 +54,10 @@ class Wish(NamedTuple):
     create_timeout: float = CREATE_TIMEOUT
     boot_timeout: float = BOOT_TIMEOUT
     idle_timeout: float = 0.0
+
+
+# Asks nothing beyond a way to the guest: for a VM that runs.
+REACH = Wish(environment=DEFAULT, attach=False, directory=None)
 
 
 class Present(NamedTuple):

@@ -19,10 +19,10 @@ from filelock import FileLock, Timeout
 from . import paths, records
 from .errors import HostError
 from .guest.kernels import KernelFacts
+from .locks import guarded
 
 # Seconds. Nobody looks for longer than files take to be read.
 _GUARD_TIMEOUT = 2.0
-_GUARD_INTERVAL = 0.005
 
 
 class LeaseRecord(records.Record, frozen=True, kw_only=True):
@@ -64,14 +64,12 @@ def _guarded(instance: str) -> Iterator[Path]:
     anybody's waiting for a file that is gone.
     """
     directory = paths.leases_directory(instance)
-    try:
-        with FileLock(directory / ".guard", mode=0o600, timeout=_GUARD_TIMEOUT, poll_interval=_GUARD_INTERVAL):
-            yield directory
-    except Timeout as error:
-        raise HostError(
-            f"The leases of the VM {instance!r} have been looked at by another process for {_GUARD_TIMEOUT:.0f} s.",
-            hint="End that process if it hangs: lima-kernels kernels list names those that use the VM.",
-        ) from error
+    busy = HostError(
+        f"The leases of the VM {instance!r} have been looked at by another process for {_GUARD_TIMEOUT:.0f} s.",
+        hint="End that process if it hangs: lima-kernels kernels list names those that use the VM.",
+    )
+    with guarded(directory, _GUARD_TIMEOUT, busy):
+        yield directory
 
 
 def _lock(directory: Path, kernel: str) -> FileLock:

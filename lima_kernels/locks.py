@@ -1,12 +1,13 @@
-"""One process at a time makes, boots, stops or deletes an instance; the others see what it does meanwhile."""
+"""One process at a time makes, boots, stops or deletes an instance, or changes a directory of records of it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
-from filelock import AsyncFileLock, Timeout
+from filelock import AsyncFileLock, FileLock, Timeout
 
 from . import paths
 from .errors import HostError, PhaseTimeout
@@ -15,6 +16,20 @@ from .progress import Holder, Phase, Progress, holder
 
 # Seconds. The system tells nobody when a lock is given back, so it is tried again.
 RETRY_INTERVAL = 0.2
+_GUARD_INTERVAL = 0.005
+
+
+@contextlib.contextmanager
+def guarded(directory: Path, timeout: float, busy: HostError) -> Iterator[None]:
+    """Let nobody else touch the records in a directory meanwhile; for moments, for it does not await.
+
+    :param busy: what is raised when another process is at it for longer than the timeout, in seconds.
+    """
+    try:
+        with FileLock(directory / ".guard", mode=0o600, timeout=timeout, poll_interval=_GUARD_INTERVAL):
+            yield
+    except Timeout as error:
+        raise busy from error
 
 
 @contextlib.asynccontextmanager

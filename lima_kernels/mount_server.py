@@ -19,18 +19,15 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from . import added_mounts, paths
-from .environment import spec
 from .errors import ConnectionFailed, InstanceError, LimaKernelsError
 from .guest.kernels import JoinRequest, MountEvent
 from .guest.streams import Claim, Stream
-from .instances import Wish
+from .instances import REACH
 from .runtime import runtime
 from .vm import VM, Guest
 
 logger = logging.getLogger(__name__)
 
-# Asks nothing of the VM but a way to it.
-_REACH = Wish(environment=spec.DEFAULT, attach=False, directory=None)
 # Seconds: between tries to reach a VM, and between looks whether anything is left to be served.
 RETRY_INTERVAL = 2.0
 LOOK_INTERVAL = 15.0
@@ -161,7 +158,7 @@ class MountServer:
 
     async def _attend(self) -> None:
         """Reach the guest, go on with what is under way, and serve what waits."""
-        guest = self._guest = await self._vm.reconnect(_REACH)
+        guest = self._guest = await self._vm.reconnect(REACH)
         known = await guest.forkserver.mounts()
         for name in added_mounts.served(self._vm.name):
             if name in known and await guest.forkserver.claim(name, self._owner_of(name)):

@@ -24,13 +24,13 @@ from .. import leases, paths
 from ..errors import ConfigurationError, HostError, InstanceError, LimaKernelsError, printable
 from ..guest.forwards import Transport
 from ..guest.kernels import KernelState
+from ..instances import REACH
 from ..kernelspec import installed
 from ..lima.limactl import Limactl
 from ..provisioner import LimaProvisioner
 from ..runtime import runtime
 from ..session import Entry, Session, adopt, describe
 from ..vm import Guest
-from .wishes import REACH
 
 _BUSY = {True: "busy", False: "idle", None: "unknown"}
 

@@ -17,13 +17,13 @@ from .. import added_mounts
 from ..errors import InstanceError, MountError, printable
 from ..guest.kernels import KEPT
 from ..guest.mounts import check_directory
-from ..instances import owner_mark
+from ..instances import REACH, owner_mark
 from ..lima.limactl import Limactl
 from ..lima.models import Instance
 from ..lima.mounting import default_mount_type
 from ..provisioner import DEFAULT_INSTANCE
 from ..runtime import runtime
-from . import benchmark, wishes
+from . import benchmark
 
 
 class Shown(NamedTuple):
@@ -77,7 +77,7 @@ def _add(options: argparse.Namespace) -> int:
     async def add() -> None:
         instance = await _running(options.instance)
         vm = runtime().vm(options.instance)
-        wish = wishes.REACH._replace(attach=owner_mark(instance) is None)
+        wish = REACH._replace(attach=owner_mark(instance) is None)
         guest = await vm.reconnect(wish)
         if vm.shows(directory):
             raise MountError(f"The VM {vm.name!r} shows {directory} already.")
@@ -95,7 +95,7 @@ def _remove(options: argparse.Namespace) -> int:
     async def remove() -> Sequence[str]:
         await _running(options.instance)
         vm = runtime().vm(options.instance)
-        return await added_mounts.remove(vm, await vm.reconnect(wishes.REACH), directory)
+        return await added_mounts.remove(vm, await vm.reconnect(REACH), directory)
 
     if left := runtime().run_blocking(remove()):
         kernels = ", ".join(printable(user) for user in left)
@@ -113,7 +113,7 @@ async def _survey(name: str) -> list[Shown]:
         for mount in instance.config.mounts
     ]
     if instance.is_up:
-        guest = await runtime().vm(name).reconnect(wishes.REACH)
+        guest = await runtime().vm(name).reconnect(REACH)
         states = await guest.forkserver.list()
         for state in (await guest.forkserver.mounts()).values():
             users = [_title(user, states) for user in state.users]

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import InstanceError, LimaKernelsError, nearest, printable
 from ..guest.mounts import directory_to_share
-from ..instances import owner_mark
+from ..instances import REACH, owner_mark
 from ..kernelspec import installed
 from ..leases import held, users_of
 from ..lima.limactl import Limactl
@@ -88,7 +88,7 @@ async def _users(instance: Instance) -> list[str]:
         # A guest that cannot be asked has no kernel that anybody could use.
         with contextlib.suppress(LimaKernelsError, TimeoutError):
             async with asyncio.timeout(_LOOK_TIMEOUT):
-                guest = await runtime().vm(instance.name).reconnect(wishes.REACH)
+                guest = await runtime().vm(instance.name).reconnect(REACH)
                 states = await guest.forkserver.list()
             owned = held(instance.name)
             users += [

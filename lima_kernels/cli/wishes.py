@@ -11,9 +11,6 @@ from ..provisioner import LimaProvisioner
 from ..runtime import runtime
 from ..vm import Guest
 
-# Asks nothing beyond a way to the guest: for a VM that runs.
-REACH = Wish(environment=spec.DEFAULT, attach=False, directory=None)
-
 
 def settings_of(instance: str) -> LimaProvisioner | None:
     """Return the settings of the first kernel spec of ours that names a VM, or None when none does.
