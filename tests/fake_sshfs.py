@@ -67,6 +67,8 @@ def main():
         print("fuse: device not found, try 'modprobe fuse' first", file=sys.stderr)
         return 1
     command = told["ssh_command"].split(" ")
+    # A guest that loses its power now must know afterwards what it has to clean up.
+    assert list(Path(command[-2]).parent.glob("*.json")), "the mount is begun before it is written down"
     sftp = Sftp(command, source)
     there_r, there_w = os.pipe()
     if os.fork():

@@ -42,7 +42,8 @@ def elsewhere(directories: Path) -> Iterator[Path]:
     (directory / "file").write_text("from the host")
     yield directory
     until(lambda: mounted() == [], "the directory is still mounted", seconds=60)
-    assert guest_shell(f"ls -d '{directory}' 2>&1 || true").endswith("No such file or directory")
+    missing = "No such file or directory"
+    until(lambda: missing in guest_shell(f"ls -d '{directory}' 2>&1 || true"), "its directory stays", seconds=60)
     assert not list(paths.mounts_directory(INSTANCE).glob("*.json"))
     until(lambda: not added_mounts.is_served(INSTANCE), "the process that serves it still lives", seconds=60)
     shutil.rmtree(directory)

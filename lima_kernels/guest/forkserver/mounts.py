@@ -27,10 +27,11 @@ KEPT = ""
 # Seconds that a mount stays without a user: a kernel that is restarted is another kernel.
 LINGER = 5.0
 _LOG_BYTES = 2048
-# The second argument is a file that names the first directory on the way that was made for the mount.
+# After the point comes a file that names the first directory on the way that was made for the mount. That and the
+# record are on the disk before the directory is, so also a guest that loses its power leaves none behind.
 _MOUNT = r"""
-point=$1 made=$2
-shift 2
+point=$1 made=$2 record=$3
+shift 3
 # A mount whose server is gone answers to nothing but this.
 if LC_ALL=C timeout 10 stat -- "$point" 2>&1 | grep -q 'endpoint is not connected'; then
   fusermount3 -u -z "$point" || sudo -n umount -l -- "$point"
@@ -38,7 +39,7 @@ fi
 directory=$point first=
 while [ ! -e "$directory" ]; do first=$directory; directory=$(dirname -- "$directory"); done
 [ -d "$directory" ] || { echo "$directory is not a directory in the guest"; exit 1; }
-[ -z "$first" ] || printf %s "$first" >"$made"
+[ -z "$first" ] || { printf %s "$first" >"$made"; sync "$made" "$record" || sync; }
 [ -d "$point" ] || mkdir -p -- "$point" 2>/dev/null || sudo -n mkdir -p -- "$point" || exit 1
 [ -w "$point" ] || sudo -n chown "$(id -u):$(id -g)" -- "$point" || exit 1
 exec sshfs "$@"
@@ -129,7 +130,7 @@ class Mounts:
             raise Refused("a mount's name must be alphanumeric")
         mount = self._mounts.get(name)
         if mount is None:
-            mount = Mount(name, request)
+            mount = Mount(name, {**request, "users": [user]})
             self._start(mount)
             self._mounts[name] = mount
         elif (mount.point, mount.read_only) != (request["point"], bool(request["read_only"])):
@@ -253,7 +254,13 @@ class Mounts:
         options = ["ssh_command=%s" % " ".join(words), "reconnect", *mount.options]
         if mount.read_only:
             options.append("ro")
-        self._run(mount, _MOUNT, mount.source, mount.point, *("-o" + option for option in options))
+        self._save(mount)
+        argv = [mount.source, mount.point, *("-o" + option for option in options)]
+        try:
+            self._run(mount, _MOUNT, self._file(mount.name, ".json"), *argv)
+        except OSError:
+            self._forget(mount)
+            raise
 
     def _end(self, mount: Mount) -> None:
         try:
@@ -312,9 +319,7 @@ class Mounts:
             self._start(mount)
             return
         del self._mounts[mount.name]
-        for suffix in (".json", ".log"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._file(mount.name, suffix))
+        self._forget(mount)
         self._tell({"event": "unmounted", "mount": mount.name})
 
     def _hung_up(self, mount: Mount) -> None:
@@ -327,6 +332,11 @@ class Mounts:
         # Without its record it is unknown to the next forkserver, and works all the same.
         with contextlib.suppress(OSError):
             write_private(self._file(mount.name, ".json"), mount.record())
+
+    def _forget(self, mount: Mount) -> None:
+        for suffix in (".json", ".log"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._file(mount.name, suffix))
 
     def _log(self, mount: Mount) -> list[str]:
         with contextlib.suppress(OSError), open(self._file(mount.name, ".log"), "rb") as file:
