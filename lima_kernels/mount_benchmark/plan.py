@@ -19,6 +19,7 @@ from ..environment.mounts import (
     SshfsOptions,
     overlaid,
 )
+from ..errors import ConfigurationError
 from ..lima.mounting import MountType, default_mount_type, find_virtiofsd
 
 
@@ -141,6 +142,22 @@ def other_settings(mount_type: MountType) -> list[Setting]:
         Setting(f"{mount_type.value}, {name}", Origin.LIMA, options, limas=True)
         for name, options in _VARIANTS[mount_type].items()
     ]
+
+
+def selected(boots: Sequence[Boot], words: Sequence[str]) -> list[Boot]:
+    """Return of all boots those settings whose name has one of the words in it.
+
+    :raises ConfigurationError: when a word is in no name.
+    """
+    names = [setting.name for boot in boots for setting in boot.settings]
+    for word in words:
+        if not any(word in name for name in names):
+            raise ConfigurationError(f"No setting here has {word!r} in its name: there are {', '.join(names)}.")
+    chosen = [
+        Boot(boot.mount_type, [setting for setting in boot.settings if any(word in setting.name for word in words)])
+        for boot in boots
+    ]
+    return [boot for boot in chosen if boot.settings]
 
 
 async def boots() -> list[Boot]:

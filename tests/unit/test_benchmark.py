@@ -341,6 +341,23 @@ def test_ctrl_c_and_its_like_remove_the_vm(machine: Machine, number: signal.Sign
     assert machine.instances() == []
 
 
+def test_only_some_settings_are_measured_and_a_boot_without_any_is_not_made() -> None:
+    first = plan.Boot(MountType.NINEP, plan.first_settings(MountType.NINEP))
+    boots = [first, plan.Boot(MountType.REVERSE_SSHFS, plan.other_settings(MountType.REVERSE_SSHFS))]
+    chosen = plan.selected(boots, ["disk", "9p, our default"])
+    assert [[setting.name for setting in boot.settings] for boot in chosen] == [["guest's disk", "9p, our default"]]
+    assert len(plan.selected(boots, ["Lima's default"])) == 2
+
+
+def test_a_setting_that_is_not_there_is_one_line_that_names_them(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["mount", "benchmark", "--only", "nine"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("lima-kernels: No setting here has 'nine' in its name: there are guest's disk, ")
+    assert machine.calls("create") == []
+
+
 def test_a_file_that_cannot_be_written_is_refused_before_any_work(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
