@@ -15,7 +15,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from .environment import spec
 from .errors import ConfigurationError, HostError, nearest, printable
 from .guest.kernels import GuestSpec
-from .provisioner import DEFAULT_INSTANCE
+from .settings import DEFAULT_INSTANCE
 
 PROVISIONER = "lima-provisioner"
 DEFAULT_NAME = "lima"

@@ -140,9 +140,10 @@ def held(instance: str) -> dict[str, LeaseRecord]:
     return found
 
 
-def users_of(instance: str) -> list[str]:
-    """Return in words who uses an instance, a line for each kernel."""
+def users_of(instance: str, but: str = "") -> list[str]:
+    """Return in words who uses an instance, a line for each kernel but one."""
     return [
         f"{record.session or record.spec or record.kernel} ({record.program}, process {record.pid})"
-        for record in held(instance).values()
+        for kernel, record in held(instance).items()
+        if kernel != but
     ]

@@ -11,81 +11,35 @@ from typing import Any, cast
 import zmq
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
-from traitlets import Bool, CaselessStrEnum, Float, List, TraitError, Unicode
 
+from .control import Control
 from .environment import spec
-from .errors import ConfigurationError, LimaKernelsError, nearest
+from .errors import ConfigurationError, LimaKernelsError
+from .guest.calls import Answer
 from .guest.forwards import Transport
 from .guest.kernels import KernelFacts
 from .guest.mounts import directory_to_share
-from .instances import BOOT_TIMEOUT, CREATE_TIMEOUT, Wish
+from .instances import Wish
+from .launch import Launch
 from .runtime import runtime
-from .session import Launch, Session, open_session
+from .session import Session, open_session
+from .settings import Policy, Settings
 
-DEFAULT_INSTANCE = "lima-kernels"
 # An emulated guest takes its time to end Python.
 SHUTDOWN_WAIT = 10.0
 
 
-class LimaProvisioner(KernelProvisionerBase):
+# Its metaclass is one of traitlets' too, which mypy cannot see.
+class LimaProvisioner(Settings, KernelProvisionerBase):  # type: ignore[metaclass]
     """Starts kernels in a Lima VM.
 
-    Its traits are the keys of ``metadata.kernel_provisioner.config`` in kernel.json, and can be set in Jupyter's config
-    files as ``c.LimaProvisioner.…``.
+    Its traits can be set in Jupyter's config files as ``c.LimaProvisioner.…``, too.
     """
 
-    instance = Unicode(DEFAULT_INSTANCE, config=True, help="The Lima instance; made when it is missing.")
-    environment = Unicode(
-        "", config=True, help="The environment file that says what the VM is; a built-in default when empty."
-    )
-    attach = Bool(
-        False, config=True, help="Use an instance that lima-kernels did not make; it is never created or changed."
-    )
-    transport = CaselessStrEnum(
-        [member.value for member in Transport],
-        default_value=Transport.IPC.value,
-        config=True,
-        help="What clients connect to on this host: unix sockets (ipc) or loopback ports (tcp).",
-    )
-    mount = Bool(True, config=True, help="Show the notebook's directory to the VM, at the same path and writable.")
-    create_timeout = Float(
-        CREATE_TIMEOUT, config=True, help="Seconds until a missing VM exists: its image may be downloaded."
-    )
-    boot_timeout = Float(BOOT_TIMEOUT, config=True, help="Seconds until the guest is ready; emulation is slow.")
-    kernel = Unicode(
-        "",
-        config=True,
-        help="A kernel that the guest itself has, by its kernel spec's name there; the guest's ipykernel when empty.",
-    )
-    orphan_timeout = Float(
-        86400.0,
-        config=True,
-        help="Seconds that a kernel lives on when its Jupyter server has died; a busy kernel goes on until it is idle. "
-        "The next server that opens the same notebook with the same kernel spec gets it back.",
-    )
-    idle_timeout = Float(
-        0.0, config=True, help="Seconds without a kernel or terminal after which the VM shuts down; 0 for never."
-    )
-    kernel_timeout = Float(120.0, config=True, help="Seconds for the kernel itself once the guest is ready.")
-    environment_variables = List(
-        Unicode(),
-        default_value=["TZ", "JPY_SESSION_NAME"],
-        config=True,
-        help="Variables of the Jupyter server that kernels get, as names or patterns; all others stay on this host.",
-    )
+    not_settings = ("kernel_id", "kernel_spec", "parent", "config", "log")
 
     def __init__(self, **kwargs: Any) -> None:
-        known = self.class_trait_names(config=True)
-        for name in kwargs:
-            if name not in (*known, "kernel_id", "kernel_spec", "parent", "config", "log"):
-                raise ConfigurationError(
-                    f"The kernel spec's config has an unknown key {name!r}.",
-                    hint=nearest(name, known) or f"Known keys: {', '.join(sorted(known))}.",
-                )
-        try:
-            super().__init__(**kwargs)
-        except TraitError as error:
-            raise ConfigurationError(f"The kernel spec's config is wrong: {error}") from error
+        super().__init__(**kwargs)
         self.connection_info = {}
         self._session: Session | None = None
         self._opening: asyncio.Task[Any] | None = None
@@ -183,7 +137,11 @@ class LimaProvisioner(KernelProvisionerBase):
             keep=self.orphan_timeout,
             timeout=self.kernel_timeout,
             notes=[self._obituary] if self._obituary else [],
+            control=None if self.control == Policy.OFF.value else self._control,
         )
+
+    def _control(self, kernel: str, key: bytes) -> Answer:
+        return Control(Policy(self.control), self.instance, kernel, key, runtime().vm).answer
 
     async def _directory(self, cwd: Path, environment: spec.Environment) -> Path:
         """The directory to show; a drive that does not answer holds up nobody else."""

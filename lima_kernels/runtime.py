@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import threading
 from collections.abc import Coroutine, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -20,6 +21,8 @@ from .vm import VM
 T = TypeVar("T")
 # Seconds that an ending process gives its connections to be closed in good order.
 CLOSE_TIMEOUT = 5.0
+# Seconds for what is cancelled to clean up behind itself: limactl is given some to end.
+CANCEL_TIMEOUT = 30.0
 
 
 class Runtime:
@@ -39,6 +42,27 @@ class Runtime:
     def run_blocking(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run a coroutine in the I/O thread and wait for it, from a thread without an event loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout)
+
+    @contextmanager
+    def started(self, work: Coroutine[Any, Any, T]) -> Iterator[Future[T]]:
+        """Run a coroutine in the I/O thread while the block waits for it; a block that is left cancels it, and is left
+        only when it has cleaned up behind itself."""
+        has_begun, is_over = threading.Event(), threading.Event()
+
+        async def worked() -> T:
+            has_begun.set()
+            try:
+                return await work
+            finally:
+                is_over.set()
+
+        future = asyncio.run_coroutine_threadsafe(worked(), self._loop)
+        try:
+            has_begun.wait()
+            yield future
+        finally:
+            if not future.done() and future.cancel() and has_begun.is_set():
+                is_over.wait(CANCEL_TIMEOUT)
 
     def vm(self, name: str) -> VM:
         """Return the handle of an instance, whether or not it exists; to be called in the I/O thread.

@@ -8,18 +8,20 @@ import logging
 import secrets
 import shutil
 import signal
-from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import added_mounts, leases, paths
 from .errors import ConnectionFailed, GuestError, InstanceError, LimaKernelsError, PhaseTimeout
-from .guest.forwards import CHANNELS, Address, Forwards, Transport
+from .guest.calls import Calls
+from .guest.forwards import Address, Forwards
 from .guest.kernels import Birth, KernelExit, KernelFacts, KernelState, Ownership
 from .guest.startup import Layout
 from .guest.streams import Claim
 from .instances import Wish
+from .launch import Entry, Launch
+from .magics.protocol import NAME_VARIABLE, SOCKET_VARIABLE
 from .progress import Phase
 from .vm import VM, Guest
 
@@ -31,63 +33,6 @@ GONE = -int(signal.SIGKILL)
 RETRY_INTERVAL = 2.0
 SIGNAL_TIMEOUT = 10.0
 LOST_OUTPUT = "The connection to the VM was lost for a while; some output and replies of that time may be missing."
-
-
-class Launch(NamedTuple):
-    """What a kernel is started with.
-
-    :param kernel_id: Jupyter's; names the sockets' directory on the host.
-    :param guest_spec: one of the guest's own kernel specs; ipykernel of the guest's environment when empty.
-    :param key: the connection's secret, and how messages are signed with it.
-    :param curve: the CurveZMQ keys where encryption is on: ``curve_publickey`` and ``curve_secretkey``.
-    :param facts: what notebook and kernel spec it belongs to; a kernel of the same is adopted when its owner is dead.
-    :param keep: seconds that it lives on when its owner dies.
-    :param timeout: seconds for the kernel itself, once the guest is ready.
-    :param notes: lines for the stderr of its first cell.
-    """
-
-    kernel_id: str
-    cwd: Path
-    env: Mapping[str, str]
-    arguments: Sequence[str]
-    guest_spec: str
-    transport: Transport
-    key: str
-    signature_scheme: str
-    kernel_name: str
-    curve: Mapping[str, str]
-    facts: KernelFacts
-    keep: float
-    timeout: float
-    notes: Sequence[str] = ()
-
-    def connection_file(self, guest_prefix: str) -> dict[str, Any]:
-        """Return what the kernel reads in the guest, given the prefix of its sockets."""
-        return {
-            "transport": "ipc",
-            "ip": guest_prefix,
-            **CHANNELS,
-            "key": self.key,
-            "signature_scheme": self.signature_scheme,
-            "kernel_name": self.kernel_name,
-            **self.curve,
-        }
-
-
-class Entry(NamedTuple):
-    """Where clients on this host come in, and to what notebook and kernel spec.
-
-    :param kernel_id: Jupyter's; names the sockets' directory.
-    """
-
-    transport: Transport
-    kernel_id: str
-    facts: KernelFacts
-
-    @property
-    def sockets(self) -> Path | None:
-        """The directory of the unix sockets, where there are any."""
-        return paths.socket_path(self.kernel_id) if self.transport is Transport.IPC else None
 
 
 class Session:
@@ -111,24 +56,25 @@ class Session:
         self._wish = wish
         self._guest = guest
         self._ownership = Ownership(secrets.token_hex(16), keep)
+        self._calls: Calls | None = None
         self._stack = AsyncExitStack()
 
     # Starting
 
     async def start(self, launch: Launch) -> None:
         """Start the kernel and forward its channels; undone by :meth:`close` when it fails."""
-        entry = Entry(launch.transport, launch.kernel_id, launch.facts)
+        entry = Entry(launch.transport, launch.kernel_id, launch.facts, launch.control)
         lease = leases.acquire(self._vm.name, self.name, entry.facts, entry.sockets)
         assert lease is not None
         self._stack.callback(lease.release)
-        self.connection = launch.connection_file(Layout(self._guest.facts).channels(self.name))
+        self.connection = launch.connection_file(self._layout.channels(self.name))
         self._watch()
         self._stack.push_async_callback(self._remove)
         await self._have_directory()
         self._vm.progress.enter(Phase.KERNEL)
         birth = Birth(
             cwd=str(launch.cwd),
-            env=launch.env,
+            env={**launch.env, NAME_VARIABLE: self._vm.name, SOCKET_VARIABLE: self._layout.control(self.name)},
             connection=self.connection,
             arguments=launch.arguments,
             ownership=self._ownership,
@@ -164,6 +110,10 @@ class Session:
             keeper = asyncio.ensure_future(added_mounts.keep_served(self._vm.name))
             self._stack.push_async_callback(_cancelled, keeper)
 
+    @property
+    def _layout(self) -> Layout:
+        return Layout(self._guest.facts)
+
     def _watch(self) -> None:
         self._vm.watchers[self.name] = self._end
         self._stack.callback(self._vm.watchers.pop, self.name, None)
@@ -178,6 +128,12 @@ class Session:
         self._stack.push_async_callback(self._forwards.close)
         self.address = await self._forwards.listen()
         await self._connect()
+        if entry.control is not None:
+            self._calls = Calls(entry.control(self.name, self.connection["key"].encode()))
+            self._stack.push_async_callback(self._calls.close)
+            # A start need not wait for that.
+            listening = asyncio.ensure_future(self._take_calls())
+            self._stack.push_async_callback(_cancelled, listening)
         keeper = asyncio.ensure_future(self._keep())
         self._stack.push_async_callback(_cancelled, keeper)
         self._vm.progress.enter(Phase.READY)
@@ -185,6 +141,16 @@ class Session:
     async def _connect(self) -> bool:
         claim = Claim({"kernel": self.name}, self._ownership.token, self._guest.forkserver.socket)
         return await self._forwards.connect(self._guest.connection, claim)
+
+    async def _take_calls(self) -> None:
+        """Let the kernel ask us for something, over the connection that there is now."""
+        if self._calls is None:
+            return
+        try:
+            await self._calls.listen(self._guest.connection, self._layout.control(self.name))
+        except LimaKernelsError as error:
+            # A kernel that can ask for nothing is a kernel.
+            logger.warning("The kernel in the VM %r cannot ask for anything. %s", self._vm.name, error)
 
     # Living
 
@@ -220,6 +186,7 @@ class Session:
             # Remembered, for this connection may be lost as well before it has been said.
             self._has_lost = self._has_lost or held.lost
             self._has_lost = not await self._connect() or self._has_lost
+            await self._take_calls()
             if self._has_lost:
                 logger.warning("The kernel in the VM %r is reached again. %s", self._vm.name, LOST_OUTPUT)
                 await forkserver.note(self.name, LOST_OUTPUT)

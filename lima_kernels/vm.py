@@ -45,6 +45,13 @@ class Guest(NamedTuple):
         return self.connection.closed.is_set() or self.forkserver.is_closed()
 
 
+class Live(NamedTuple):
+    """A guest that we are connected to, and its instance as it was when we connected."""
+
+    instance: Instance
+    guest: Guest
+
+
 class _Ended(Exception):
     """The VM's host agent ended while we were on our way to the guest: it has to be looked at anew.
 
@@ -93,6 +100,7 @@ class VM:
         self._unwanted: set[str] = set()
         self._limactl = limactl
         self._guest: Guest | None = None
+        self._instance: Instance | None = None
         self._shown: tuple[Path, ...] = ()
         self._serial: list[str] = []
         # The VM process whose missing host agent was warned of.
@@ -135,6 +143,12 @@ class VM:
                     context=self._serial,
                 ) from error
 
+    def live(self) -> Live | None:
+        """Return the guest that we are connected to, without any wait; None when we are not."""
+        if self._guest is None or self._instance is None or self._guest.is_lost():
+            return None
+        return Live(self._instance, self._guest)
+
     def shows(self, directory: Path) -> bool:
         """Tell whether the guest, once it is reached, shows a directory since it booted."""
         return any(mounts.holds(shown, directory) for shown in self._shown)
@@ -176,6 +190,7 @@ class VM:
         """Make a guest the one that all kernels share."""
         self._stack = stack.pop_all()
         self._guest = guest
+        self._instance = instance
         self._shown = tuple(Path(mount.location) for mount in mounts.at_same_path(instance.config.mounts))
         return guest
 

@@ -27,6 +27,12 @@ class _Server(asyncssh.SSHServer):
     def unix_connection_requested(self, dest_path: str) -> bool:
         return Path(dest_path).is_relative_to(self._guest.home)
 
+    def connection_requested(self, dest_host: str, dest_port: int, orig_host: str, orig_port: int) -> bool:
+        return dest_host == "localhost"
+
+    def unix_server_requested(self, listen_path: str) -> bool:
+        return Path(listen_path).is_relative_to(self._guest.home)
+
 
 class FakeGuest:
     """An SSH server on a free loopback port; its user's home is ``home``, its programs come from ``path`` first."""
@@ -71,6 +77,8 @@ class FakeGuest:
             stdout=pipe,
             stderr=pipe,
             bufsize=0,
+            # As sshd does: a session of its own, which can be signalled as a whole.
+            start_new_session=True,
         )
         try:
             await process.redirect(stdin=child.stdin, stdout=child.stdout, stderr=child.stderr)

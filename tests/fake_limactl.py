@@ -6,93 +6,25 @@ Told by ``$LIMA_HOME/_fake.json``, an object with any of: version; ssh_port; sta
 host_agent_pid, driver_pid: processes whose end is that of the instance's (else whoever calls us, who lives);
 driver_fails: in how many starts the VM's process ends at once, and what it then says; half_made: what a `create` that
 fails leaves, as {file: text}; its own text up to a length for the file lima.yaml; unsupported, [mount type]: what the
-template says that its kernel cannot do.
+template says that its kernel cannot do; vm_type; cannot_remove, [file] of a factory reset; clone_stops_at: the file
+before which a `clone` fails or hangs; monitor: what QEMU answers to a snapshot
+of a running VM; referred: the download that a `prune --keep-referred` keeps.
+A verb can be one of two words, such as "disk create". Others are moments in a verb: "ready" in a start; "prepare" in a
+create, when Lima has made the instance and downloads its image; "edit written", when half of a lima.yaml is;
+"datadisk" and "kept", when a disk's directory is made, and a snapshot.
 Each call is kept as a line of ``$LIMA_HOME/_calls``.
 """
 
 import json
-import os
 import re
 import shutil
-import signal
 import sys
 import time
 from pathlib import Path
 
 import yaml
-
-HOME = Path(os.environ["LIMA_HOME"])
-
-
-def told() -> dict:
-    try:
-        return json.loads((HOME / "_fake.json").read_text())
-    except FileNotFoundError:
-        return {}
-
-
-def log(message: str, level: str = "info") -> None:
-    print(json.dumps({"level": level, "msg": message}), file=sys.stderr, flush=True)
-
-
-def fail(message: str, code: int = 1) -> None:
-    log(message, "fatal")
-    sys.exit(code)
-
-
-def living(pid: int) -> int:
-    """The process, or 0 when it has ended."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return 0
-    return pid
-
-
-def port_of_last_start(directory: Path) -> int:
-    try:
-        return int((directory / "ssh.config").read_text().split()[-1])
-    except FileNotFoundError:
-        return 0
-
-
-def describe(directory: Path) -> dict:
-    try:
-        config = yaml.safe_load((directory / "lima.yaml").read_text()) or {}
-    except yaml.YAMLError:
-        return {"name": directory.name, "status": "", "dir": str(directory), "hostAgentPID": 0, "driverPID": 0}
-    running = (directory / "running").exists()
-    agent = living(told().get("host_agent_pid", os.getppid())) if running else 0
-    driver = living(told().get("driver_pid", os.getppid())) if running else 0
-    status = {(True, True): "Running", (False, False): "Stopped"}.get((agent > 0, driver > 0), "Broken")
-    config.setdefault("user", {"name": os.environ.get("USER", "user"), "home": "/home/user.guest"})
-    config.setdefault("mountType", "9p")
-    return {
-        "name": directory.name,
-        "status": told().get("status") or status,
-        "errors": [{} for _ in reasons(agent, driver)],
-        "dir": str(directory),
-        "vmType": "qemu",
-        "arch": "x86_64",
-        "cpus": 2,
-        "memory": 4 << 30,
-        "disk": 100 << 30,
-        # Of a stopped instance too: from the file that the last start wrote.
-        "sshLocalPort": told().get("ssh_port", 1) if agent else port_of_last_start(directory),
-        "sshAddress": "127.0.0.1",
-        "hostAgentPID": agent,
-        "driverPID": driver,
-        "config": config,
-        "aFieldOfTomorrow": {"unknown": None},
-    }
-
-
-def reasons(agent: int, driver: int) -> list[str]:
-    if "errors" in told():
-        return told()["errors"]
-    if driver and not agent:
-        return ["qemu driver is running but host agent is not"]
-    return ["host agent is running but driver is not"] if agent and not driver else []
+from fake_lima_base import HOME, describe, existing, fail, hang, late, log, reasons, size, told
+from fake_lima_storage import disk, prune, snapshot, write_snapshots
 
 
 def list_instances(names: list[str]) -> None:
@@ -117,7 +49,14 @@ def create(name: str) -> None:
             (directory / file).write_text(text[:content] if file == "lima.yaml" else content)
         fail(told()["fail"]["create"])
     (directory / "lima.yaml").write_text(text)
+    late("prepare")
+    make_disk(directory)
     log(f"Run `limactl start {name}` to start the instance.")
+
+
+def make_disk(directory: Path) -> None:
+    if not (directory / "disk").exists():
+        write_snapshots(directory, [])
 
 
 def start(name: str) -> None:
@@ -135,6 +74,7 @@ def start(name: str) -> None:
         logged = [json.dumps({"level": "info", "msg": line, "time": when}) + "\n" for line in lines]
         (directory / "ha.stderr.log").write_text("".join(logged))
         fail("exiting, status={Running:false Degraded:false Exiting:true}")
+    make_disk(directory)
     (directory / "running").touch()
     (directory / "ssh.config").write_text(f"Host lima-{name}\n  Port {told().get('ssh_port', 1)}\n")
     log(f"SSH Local Port: {told().get('ssh_port', 1)}")
@@ -143,12 +83,69 @@ def start(name: str) -> None:
     log(f"READY. Run `limactl shell {name}` to open the shell.")
 
 
-def hang() -> None:
-    """Hang until we are ended, or our test is over: a caller that was killed ends nobody."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    while HOME.exists():
-        time.sleep(0.5)
-    sys.exit(1)
+def edit(name: str, options: list[str]) -> None:
+    directory = existing(name)
+    if describe(directory)["status"] == "Running":
+        fail("cannot edit a running instance")
+    (expression,) = (option.removeprefix("--set=") for option in options if option.startswith("--set="))
+    before = yaml.safe_load((directory / "lima.yaml").read_text())
+    after = dict(before)
+    for assignment in expression.split(" | "):
+        key, value = re.fullmatch(r"\.(\w+) = (.*)", assignment).groups()
+        after[key] = json.loads(value)
+    if after == before:
+        log("Aborting, no changes made to the instance")
+        return
+    if size(after.get("disk"), 100 << 30) < size(before.get("disk"), 100 << 30):
+        Path("lima.REJECTED.yaml").write_text(yaml.safe_dump(after))
+        shrunk = f"field `disk`: shrinking the disk ({before.get('disk')} --> {after.get('disk')}) is not supported"
+        fail(f"the YAML is invalid, saved the buffer as `lima.REJECTED.yaml`: {shrunk}")
+    # It is not written in one step.
+    (directory / "lima.yaml").write_text("")
+    late("edit written")
+    (directory / "lima.yaml").write_text(yaml.safe_dump(after, sort_keys=False))
+    log(f"Instance `{name}` configuration edited")
+
+
+def factory_reset(name: str) -> None:
+    directory = HOME / name
+    if not directory.exists():
+        log(f"Instance `{name}` not found")
+        return
+    if (directory / "protected").exists():
+        fail("instance is protected to prohibit accidental factory-reset (Hint: use `limactl unprotect`)")
+    for file in sorted(directory.iterdir()):
+        if file.suffix in (".yaml", ".yml") or file.name in ("lima-version", "protected"):
+            continue
+        log(f"Removing `{file}`")
+        if file.is_dir() or file.name in told().get("cannot_remove", ()):
+            log(f"remove {file}: directory not empty", "error")
+        else:
+            file.unlink()
+    log(f"Instance `{name}` has been factory reset")
+
+
+def clone(source: str, target: str) -> None:
+    old, new = existing(source), HOME / target
+    if describe(old)["status"] == "Running":
+        fail("cannot clone a running instance")
+    if new.exists():
+        fail(f"instance `{target}` already exists")
+    new.mkdir()
+    for file in sorted(old.iterdir()):
+        if file.name == told().get("clone_stops_at"):
+            late("clone")
+        if file.is_dir():
+            # As Lima does: without any mode.
+            (new / file.name).mkdir(mode=0)
+        elif file.suffix not in (".pid", ".sock", ".tmp") and file.name != "protected":
+            shutil.copy(file, new / file.name)
+
+
+def info() -> None:
+    print(
+        json.dumps({"version": "2.2.0", "limaHome": str(HOME), "vmTypes": ["qemu"], "plugins": None, "hostOS": "linux"})
+    )
 
 
 def template(arguments: list[str]) -> None:
@@ -173,32 +170,48 @@ def main() -> None:
     verb, rest = arguments[0], arguments[1:]
     options = [argument for argument in rest if argument.startswith("--")]
     names = [argument for argument in rest if not argument.startswith("--")]
-    if verb in told().get("hang", ()):
+    words = [verb, *(f"{verb} {name}" for name in names[:1] if verb in ("disk", "snapshot"))]
+    in_its_middle = verb == "clone" and "clone_stops_at" in told()
+    if not in_its_middle and any(word in told().get("hang", ()) for word in words):
         hang()
     time.sleep(told().get("delay", {}).get(verb, 0))
     if verb in told().get("garbage", ()):
         print("<html>this is not what you asked for</html>")
         return
-    if verb in told().get("fail", {}) and verb not in ("start", "create"):
-        fail(told()["fail"][verb])
-    if verb == "--version":
-        print(f"limactl version {told().get('version', '2.2.0')}")
-    elif verb == "list":
-        list_instances(names)
-    elif verb == "create" and "--list-templates" in options:
-        print("debian-12\ndebian-13\nubuntu-24.04")
-    elif verb == "create":
-        create(next(option.split("=", 1)[1] for option in options if option.startswith("--name=")))
-    elif verb == "start":
-        start(names[0])
-    elif verb == "stop":
-        (HOME / names[0] / "running").unlink(missing_ok=True)
-    elif verb == "delete":
-        shutil.rmtree(HOME / names[0], ignore_errors=True)
-    elif verb == "template":
-        template(rest)
-    else:
+    for word in words:
+        if word in told().get("fail", {}) and verb not in ("start", "create") and not in_its_middle:
+            fail(told()["fail"][word])
+    if verb not in VERBS:
         fail(f"unknown command {verb!r}")
+    VERBS[verb](rest, names, options)
 
+
+def stop(name: str) -> None:
+    (HOME / name / "running").unlink(missing_ok=True)
+
+
+def create_or_list(options: list[str]) -> None:
+    if "--list-templates" in options:
+        print("debian-12\ndebian-13\nubuntu-24.04")
+    else:
+        create(next(option.split("=", 1)[1] for option in options if option.startswith("--name=")))
+
+
+VERBS = {
+    "--version": lambda rest, names, options: print(f"limactl version {told().get('version', '2.2.0')}"),
+    "list": lambda rest, names, options: list_instances(names),
+    "create": lambda rest, names, options: create_or_list(options),
+    "start": lambda rest, names, options: start(names[0]),
+    "stop": lambda rest, names, options: stop(names[0]),
+    "delete": lambda rest, names, options: shutil.rmtree(HOME / names[0], ignore_errors=True),
+    "template": lambda rest, names, options: template(rest),
+    "edit": lambda rest, names, options: edit(names[0], options),
+    "factory-reset": lambda rest, names, options: factory_reset(names[0]),
+    "clone": lambda rest, names, options: clone(*names),
+    "snapshot": lambda rest, names, options: snapshot(names[0], names[1], options),
+    "disk": lambda rest, names, options: disk(names[0], "".join(names[1:]), options),
+    "prune": lambda rest, names, options: prune(options),
+    "info": lambda rest, names, options: info(),
+}
 
 main()

@@ -3,65 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
 import json
 import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from .. import leases, paths
-from ..errors import ConfigurationError, HostError, InstanceError, LimaKernelsError, printable
+from ..errors import ConfigurationError, HostError, InstanceError, printable
 from ..guest.forwards import Transport
-from ..guest.kernels import KernelState
 from ..instances import REACH
 from ..kernelspec import installed
+from ..launch import Entry
 from ..lima.limactl import Limactl
-from ..provisioner import LimaProvisioner
 from ..runtime import runtime
-from ..session import Entry, Session, adopt, describe
-from ..vm import Guest
-
-_BUSY = {True: "busy", False: "idle", None: "unknown"}
-
-
-class Living(NamedTuple):
-    """A kernel that lives in a VM; ``owner`` is the live process that uses it."""
-
-    instance: str
-    guest: Guest
-    name: str
-    state: KernelState
-    owner: leases.LeaseRecord | None
-
-    @property
-    def user(self) -> str:
-        return f"{self.owner.program} (process {self.owner.pid})" if self.owner else "nobody"
-
-    @property
-    def title(self) -> str:
-        facts = self.state.facts
-        return printable(_short(facts.session) if facts.session else facts.spec)
-
-
-class Survey(NamedTuple):
-    """What one VM has; ``problem`` says why a VM that runs could not be asked."""
-
-    instance: str
-    status: str
-    is_up: bool
-    kernels: Sequence[Living] = ()
-    problem: LimaKernelsError | None = None
+from ..session import Session, adopt, describe
+from ..settings import Settings
+from ..verbs.kernels import BUSY, Living, Survey
+from ..verbs.kernels import survey as survey_of
 
 
 def add_commands(commands: Any) -> None:
@@ -86,42 +53,7 @@ def add_commands(commands: Any) -> None:
 
 
 async def _survey(instance: str | None) -> list[Survey]:
-    """Ask the VMs that run for their kernels; none is started for that."""
-    limactl = Limactl()
-    if instance:
-        # Names the nearest when there is none.
-        await limactl.get(instance)
-    known = {found.name: found for found in await limactl.list()}
-    names = [instance] if instance else sorted({spec.instance for spec in installed()})
-    return list(
-        await asyncio.gather(
-            *(
-                _ask(name, known[name].status.value)
-                if name in known and known[name].is_up
-                else _silent(name, known[name].status.value if name in known else "not made yet")
-                for name in names
-            )
-        )
-    )
-
-
-async def _silent(name: str, status: str) -> Survey:
-    return Survey(name, status, is_up=False)
-
-
-async def _ask(name: str, status: str) -> Survey:
-    try:
-        guest = await runtime().vm(name).reconnect(REACH)
-        states = await guest.forkserver.list()
-        owners = leases.held(name)
-    except LimaKernelsError as error:
-        return Survey(name, status, is_up=True, problem=error)
-    kernels = [
-        Living(name, guest, kernel, state, owners.get(kernel))
-        for kernel, state in sorted(states.items(), key=lambda entry: entry[1].started)
-        if state.code is None
-    ]
-    return Survey(name, status, is_up=True, kernels=kernels)
+    return await survey_of(Limactl(), runtime().vm, instance)
 
 
 def _chosen(options: argparse.Namespace) -> Living:
@@ -184,9 +116,9 @@ def _row(survey: Survey) -> dict[str, Any]:
                 "name": kernel.name,
                 "session": kernel.state.facts.session,
                 "spec": kernel.state.facts.spec,
-                "state": _BUSY[kernel.state.busy],
+                "state": BUSY[kernel.state.busy],
                 "owner": {"program": kernel.owner.program, "pid": kernel.owner.pid} if kernel.owner else None,
-                "started": _time(kernel.state.started).isoformat(),
+                "started": kernel.since.isoformat(),
             }
             for kernel in survey.kernels
         ],
@@ -197,28 +129,10 @@ def _table(kernels: Sequence[Living]) -> Table:
     table = Table("VM", "kernel", "notebook or kernel spec", "state", "used by", "since")
     table.columns[1].no_wrap = True
     for kernel in kernels:
-        since = _time(kernel.state.started).astimezone().strftime("%Y-%m-%d %H:%M")
-        cells = (kernel.instance, kernel.name, kernel.title, _BUSY[kernel.state.busy], kernel.user, since)
+        since = kernel.since.astimezone().strftime("%Y-%m-%d %H:%M")
+        cells = (kernel.instance, kernel.name, kernel.title, BUSY[kernel.state.busy], kernel.user, since)
         table.add_row(*(escape(printable(cell)) for cell in cells))
     return table
-
-
-def _time(seconds: float) -> datetime:
-    """Return the guest's time, whatever it says."""
-    try:
-        return datetime.fromtimestamp(seconds, UTC)
-    except (OverflowError, OSError, ValueError):
-        return datetime.fromtimestamp(0, UTC)
-
-
-def _short(path: str) -> str:
-    """Return a path relative to this directory or to the home directory, where it is below and that is shorter."""
-    found = [path]
-    with contextlib.suppress(OSError, ValueError):
-        found.append(str(Path(path).relative_to(Path.cwd())))
-    with contextlib.suppress(ValueError):
-        found.append(f"~/{Path(path).relative_to(Path.home())}")
-    return min(found, key=len)
 
 
 # attach
@@ -266,7 +180,7 @@ async def _adopted(kernel: Living) -> Session:
     """
     facts = kernel.state.facts
     config = next((spec.config for spec in installed() if spec.name == facts.spec), {})
-    settings = LimaProvisioner(**config)
+    settings = Settings(**config)
     entry = Entry(Transport(settings.transport), f"attached-{kernel.name}", facts)
     session = await adopt(runtime().vm(kernel.instance), REACH, kernel.guest, kernel.name, entry)
     if session is None:

@@ -14,14 +14,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .. import kernelspec
+from .. import kernelspec, wishes
 from ..errors import ConfigurationError, MountError, printable
 from ..guest.kernels import GuestSpec
 from ..guest.mounts import directory_to_share
 from ..lima.limactl import Limactl
-from ..provisioner import LimaProvisioner
 from ..runtime import runtime
-from . import wishes
+from ..settings import Settings
 from .progress import watching
 
 # What says of a VM what it is and how long it takes: the same for all kernel specs that name it.
@@ -130,7 +129,7 @@ def _list_kernels(request: kernelspec.Request) -> int:
 
 def _ask_guest(request: kernelspec.Request) -> dict[str, GuestSpec]:
     """Return the guest's own kernel specs; its VM is started for that."""
-    settings = LimaProvisioner(**request.config)
+    settings = Settings(**request.config)
 
     async def ask() -> dict[str, GuestSpec]:
         wish = wishes.wish_of(settings, await _directory_to_show(settings))
@@ -141,7 +140,7 @@ def _ask_guest(request: kernelspec.Request) -> dict[str, GuestSpec]:
         return runtime().run_blocking(ask())
 
 
-async def _directory_to_show(settings: LimaProvisioner) -> Path | None:
+async def _directory_to_show(settings: Settings) -> Path | None:
     """Return what a VM that has to be started is to show, as `lima-kernels start` does; a notebook will come."""
     instance = await Limactl().find(settings.instance)
     if settings.attach or (instance is not None and instance.is_up):

@@ -4,37 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .. import added_mounts
-from ..errors import InstanceError, MountError, printable
-from ..guest.kernels import KEPT
-from ..guest.mounts import check_directory
-from ..instances import REACH, owner_mark
+from ..errors import printable
 from ..lima.limactl import Limactl
-from ..lima.models import Instance
-from ..lima.mounting import default_mount_type
-from ..provisioner import DEFAULT_INSTANCE
 from ..runtime import runtime
+from ..settings import DEFAULT_INSTANCE
+from ..verbs import mounts
+from ..verbs.mounts import absolute
 from . import benchmark
-
-
-class Shown(NamedTuple):
-    """A directory of this host that a VM shows; ``users`` are words for a person, and ``added`` while it ran."""
-
-    directory: str
-    point: str
-    kind: str
-    writable: bool
-    added: bool
-    users: Sequence[str]
 
 
 def add_commands(commands: Any) -> None:
@@ -56,32 +40,11 @@ def add_commands(commands: Any) -> None:
         verb.add_argument("--instance", metavar="NAME", default=DEFAULT_INSTANCE, help="the Lima instance")
 
 
-def _absolute(directory: Path) -> Path:
-    return Path(os.path.abspath(directory.expanduser()))
-
-
-async def _running(name: str) -> Instance:
-    instance = await Limactl().get(name)
-    if not instance.is_up:
-        raise InstanceError(
-            f"The VM {name!r} does not run.",
-            hint=f"Start it, and the directory is shown from the beginning: lima-kernels start {name} --directory DIR",
-        )
-    return instance
-
-
 def _add(options: argparse.Namespace) -> int:
-    directory = _absolute(options.directory)
-    check_directory(directory)
+    directory = absolute(options.directory)
 
     async def add() -> None:
-        instance = await _running(options.instance)
-        vm = runtime().vm(options.instance)
-        wish = REACH._replace(attach=owner_mark(instance) is None)
-        guest = await vm.reconnect(wish)
-        if vm.shows(directory):
-            raise MountError(f"The VM {vm.name!r} shows {directory} already.")
-        await added_mounts.add(vm, guest, wish, directory, read_only=options.read_only)
+        await mounts.add(Limactl(), runtime().vm(options.instance), directory, read_only=options.read_only)
 
     runtime().run_blocking(add())
     mode = "read-only" if options.read_only else "writable"
@@ -90,42 +53,20 @@ def _add(options: argparse.Namespace) -> int:
 
 
 def _remove(options: argparse.Namespace) -> int:
-    directory = _absolute(options.directory)
+    directory = absolute(options.directory)
 
     async def remove() -> Sequence[str]:
-        await _running(options.instance)
-        vm = runtime().vm(options.instance)
-        return await added_mounts.remove(vm, await vm.reconnect(REACH), directory)
+        return await mounts.remove(Limactl(), runtime().vm(options.instance), directory)
 
     if left := runtime().run_blocking(remove()):
-        kernels = ", ".join(printable(user) for user in left)
-        print(f"The VM {options.instance} shows {directory} for as long as its kernels need it: {kernels}.")
+        print(f"The VM {options.instance} shows {directory} for as long as its kernels need it: {', '.join(left)}.")
     else:
         print(f"The VM {options.instance} shows {directory} no longer.")
     return 0
 
 
-async def _survey(name: str) -> list[Shown]:
-    instance = await Limactl().get(name)
-    kind = instance.config.mount_type or default_mount_type(instance.config.mount_types_unsupported).value
-    found = [
-        Shown(mount.location, mount.guest_path, kind, mount.writable, added=False, users=())
-        for mount in instance.config.mounts
-    ]
-    if instance.is_up:
-        guest = await runtime().vm(name).reconnect(REACH)
-        states = await guest.forkserver.list()
-        for state in (await guest.forkserver.mounts()).values():
-            users = [_title(user, states) for user in state.users]
-            found.append(Shown(state.point, state.point, "sshfs", not state.read_only, added=True, users=users))
-    return found
-
-
-def _title(user: str, states: Any) -> str:
-    if user == KEPT:
-        return "kept"
-    facts = states[user].facts if user in states else None
-    return printable(Path(facts.session).name or facts.spec if facts else user)
+async def _survey(name: str) -> list[mounts.Shown]:
+    return await mounts.survey(Limactl(), runtime().vm(name))
 
 
 def _list(options: argparse.Namespace) -> int:

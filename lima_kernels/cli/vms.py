@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InstanceError, LimaKernelsError, nearest, printable
+from .. import wishes
+from ..errors import InstanceError, nearest
 from ..guest.mounts import directory_to_share
-from ..instances import REACH, owner_mark
 from ..kernelspec import installed
-from ..leases import held, users_of
 from ..lima.limactl import Limactl
-from ..lima.models import Instance
-from ..provisioner import DEFAULT_INSTANCE, LimaProvisioner
 from ..runtime import runtime
-from . import wishes
+from ..settings import DEFAULT_INSTANCE, Settings
+from ..verbs.usage import users
 from .progress import watching
-
-# Seconds that a guest has to say which kernels it has.
-_LOOK_TIMEOUT = 8.0
 
 
 def add_commands(commands: Any) -> None:
@@ -54,7 +47,7 @@ def _start(options: argparse.Namespace) -> int:
             hint=nearest(options.instance, [found.instance for found in installed()])
             or "Write one: lima-kernels install --instance NAME",
         )
-    wish = wishes.wish_of(settings or LimaProvisioner(), directory=None)
+    wish = wishes.wish_of(settings or Settings(), directory=None)
     shown = directory_to_share(options.directory, server_root=None, asked=wish.environment.mounts)
     wish = wish._replace(directory=shown)
     with watching():
@@ -64,8 +57,7 @@ def _start(options: argparse.Namespace) -> int:
 
 
 def _stop(options: argparse.Namespace) -> int:
-    instance = runtime().run_blocking(_existing(options.instance))
-    if not options.force and not _may_end(options.instance, runtime().run_blocking(_users(instance))):
+    if not options.force and not _may_end(options.instance, runtime().run_blocking(_users(options.instance))):
         return 1
 
     async def stop() -> None:
@@ -77,26 +69,8 @@ def _stop(options: argparse.Namespace) -> int:
     return 0
 
 
-async def _existing(name: str) -> Instance:
-    return await Limactl().get(name)
-
-
-async def _users(instance: Instance) -> list[str]:
-    """Return who uses a VM, a line for each kernel, those among them that wait for a server."""
-    users = users_of(instance.name)
-    if instance.is_up and owner_mark(instance) is not None:
-        # A guest that cannot be asked has no kernel that anybody could use.
-        with contextlib.suppress(LimaKernelsError, TimeoutError):
-            async with asyncio.timeout(_LOOK_TIMEOUT):
-                guest = await runtime().vm(instance.name).reconnect(REACH)
-                states = await guest.forkserver.list()
-            owned = held(instance.name)
-            users += [
-                f"{state.facts.session or state.facts.spec or kernel} (nobody: its server has died)"
-                for kernel, state in states.items()
-                if state.code is None and kernel not in owned
-            ]
-    return users
+async def _users(name: str) -> Sequence[str]:
+    return await users(runtime().vm(name), await Limactl().get(name))
 
 
 def _may_end(instance: str, users: Sequence[str]) -> bool:
@@ -113,7 +87,7 @@ def _may_end(instance: str, users: Sequence[str]) -> bool:
             context=users,
         )
     for user in users:
-        print(f"  {printable(user)}")
+        print(f"  {user}")
     try:
         answer = input(f"The VM {instance} is in use. Stop it all the same, which ends its kernels? [y/N] ")
     except EOFError:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from ..lima.mounting import MountType, hides_guest, location_fault, mount_point_fault, plain_path, plain_point
-from .sizes import in_bytes
+from ..lima.sizes import in_bytes
 
 # The protocol's least; Linux takes no more than 500 KiB of what it is given, so anything far above is a typo.
 _MSIZE = (4 * 1024, 4 * 1024**2)

@@ -18,9 +18,9 @@ import yaml
 
 from ..errors import ConfigurationError, nearest
 from ..lima.mounting import MountType
+from ..lima.sizes import in_bytes
 from . import mounts
 from .mounts import MountOptions, MountSpec, NinepOptions, SshfsOptions, VirtiofsOptions
-from .sizes import in_bytes
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _APT_NAME = re.compile(r"[a-z0-9][a-z0-9.+-]*(?::[a-z0-9]+)?(?:=[\w.+:~-]+)?")

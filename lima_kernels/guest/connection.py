@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import asyncssh
-import msgspec
 
 from ..errors import ConnectionFailed, GuestError, HostError, HostKeyChanged
-from ..paths import replace_privately
+from .ends import Peer, Receiver
+from .host_keys import KeyStore
+
+__all__ = ["Connection", "Ended", "Endpoint", "KeyStore", "Pipe", "Process", "open_connection", "wait_for_connection"]
 
 # As Lima itself prefers: AES in hardware, and the fastest of all in an emulated guest.
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes128-ctr")
@@ -24,6 +26,11 @@ LOGIN_TIMEOUT = 60.0
 REFUSAL_LIMIT = 60.0
 KEEPALIVE_INTERVAL = 15
 KEEPALIVE_COUNT = 8
+# Bytes. A packet of SSH is 32 KiB; what is handed on at once bounds how long one stream keeps the others waiting.
+CHUNK = 256 * 1024
+
+
+Channel = asyncssh.SSHUNIXChannel[bytes] | asyncssh.SSHTCPChannel[bytes]
 
 
 class Endpoint(NamedTuple):
@@ -33,54 +40,6 @@ class Endpoint(NamedTuple):
     port: int
     user: str
     identity: Path
-
-
-class PinnedKey(msgspec.Struct, frozen=True):
-    """A guest's host key as first seen; ``boot`` limits it to one boot where the guest makes new keys each time."""
-
-    key: str
-    boot: str = ""
-
-
-class KeyStore:
-    """The pinned host key of one instance, in a 0600 file.
-
-    :param boot: names the present boot when a pin holds for one boot only; empty when it holds for the instance's life.
-    """
-
-    def __init__(self, file: Path, boot: str = "") -> None:
-        self._file = file
-        self._boot = boot
-
-    def pinned(self) -> str | None:
-        """Return the pinned key in OpenSSH's format, or None before first contact."""
-        try:
-            found = msgspec.json.decode(self._file.read_bytes(), type=PinnedKey)
-        except FileNotFoundError:
-            return None
-        except (OSError, msgspec.DecodeError) as error:
-            raise HostKeyChanged(
-                f"The pinned host key in {self._file} cannot be read: {error}.",
-                hint="If you trust the VM, remove the file and try again.",
-            ) from error
-        return found.key if found.boot == self._boot else None
-
-    def pin(self, key: str) -> None:
-        """Keep the key of the first contact."""
-        data = msgspec.json.encode(PinnedKey(key, self._boot))
-        try:
-            replace_privately(self._file, data)
-        except OSError as error:
-            raise HostError(
-                f"The VM's host key cannot be written to {self._file}: {error.strerror}.",
-                hint="Free some space there, or mend its permissions.",
-            ) from error
-
-    def refuse(self) -> HostKeyChanged:
-        return HostKeyChanged(
-            "The VM shows another SSH host key than at first contact; the connection was refused.",
-            hint=f"If you made the VM anew or changed its key, remove {self._file} and try again.",
-        )
 
 
 class _Client(asyncssh.SSHClient):
@@ -118,13 +77,11 @@ class Result(NamedTuple):
     stderr: str
 
 
-class Receiver(Protocol):
-    """Who is told of what happens on a pipe."""
+class Ended(NamedTuple):
+    """How a program in the guest ended: with an exit code, or by a signal, named without ``SIG``."""
 
-    def data_received(self, data: bytes) -> None: ...
-    def connection_lost(self) -> None: ...
-    def pause_writing(self) -> None: ...
-    def resume_writing(self) -> None: ...
+    code: int | None
+    signal: str | None
 
 
 class _Session(asyncssh.SSHUNIXSession[bytes]):
@@ -147,10 +104,22 @@ class _Session(asyncssh.SSHUNIXSession[bytes]):
         self._receiver.resume_writing()
 
 
-class Pipe:
-    """The sending half of a byte stream to a unix socket in the guest; made by :meth:`Connection.open_pipe`."""
+class _PeerSession(_Session, asyncssh.SSHTCPSession[bytes]):
+    def __init__(self, peer: Peer) -> None:
+        super().__init__(peer)
+        self._peer = peer
 
-    def __init__(self, channel: asyncssh.SSHUNIXChannel[bytes]) -> None:
+    def connection_made(self, chan: Channel) -> None:
+        self._peer.connected(Pipe(chan))
+
+    def eof_received(self) -> bool:
+        return self._peer.eof_received()
+
+
+class Pipe:
+    """The sending half of a byte stream to a socket in the guest."""
+
+    def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
     def write(self, data: bytes) -> None:
@@ -165,9 +134,83 @@ class Pipe:
         else:
             self._channel.pause_reading()
 
+    def write_eof(self) -> None:
+        """Send what is left, and that nothing more comes."""
+        if not self._channel.is_closing():
+            self._channel.write_eof()
+
     def close(self) -> None:
         """Send what is left and close; may be called twice."""
         self._channel.close()
+
+
+class _ClientProcess(asyncssh.SSHClientProcess[bytes]):
+    """Tells of the program's end at once: what that left running may keep its output open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.exited = asyncio.Event()
+
+    def exit_status_received(self, status: int) -> None:
+        self.exited.set()
+
+    def exit_signal_received(self, signal: str, core_dumped: bool, msg: str, lang: str) -> None:
+        self.exited.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.exited.set()
+
+
+class Process:
+    """A program that runs in the guest; made by :meth:`Connection.process`.
+
+    ``exited`` is set when it has ended, or can no longer be heard of; ``stdout`` and ``stderr`` may go on for longer.
+    What is not read lets the guest wait: at most 2 MiB are kept here.
+    """
+
+    def __init__(self, process: _ClientProcess) -> None:
+        self._process = process
+        self.exited = process.exited
+        self.stdout, self.stderr = Output(process.stdout), Output(process.stderr)
+
+    @property
+    def ended(self) -> Ended | None:
+        """How it ended, or None when that is not known."""
+        if self._process.exit_signal:
+            return Ended(None, self._process.exit_signal[0])
+        return None if self._process.exit_status is None else Ended(self._process.exit_status, None)
+
+    async def write(self, data: bytes) -> None:
+        """Send to its stdin, and wait for as long as it takes no more.
+
+        :raises ConnectionFailed: when nobody takes it any longer.
+        """
+        with translated("Writing to the guest"):
+            self._process.stdin.write(data)
+            await self._process.stdin.drain()
+
+    def write_eof(self) -> None:
+        """End its stdin."""
+        self._process.stdin.write_eof()
+
+    async def closed(self) -> None:
+        """Wait until it and its output have ended; what nobody reads is in the way of that."""
+        await self._process.wait_closed()
+
+
+class Output(NamedTuple):
+    """What a program in the guest prints."""
+
+    reader: asyncssh.SSHReader[bytes]
+
+    async def read(self, limit: int = CHUNK) -> bytes:
+        """Return what has come, at least a byte; nothing when it has ended.
+
+        :raises ConnectionFailed: when the connection is lost.
+        """
+        with translated("Reading from the guest"):
+            return await self.reader.read(limit)
 
 
 class Connection:
@@ -210,6 +253,20 @@ class Connection:
                 running.stdin.write_eof()
                 yield aiter(running.stdout)
 
+    @contextlib.asynccontextmanager
+    async def process(self, command: str) -> AsyncIterator[Process]:
+        """Run a shell command in the guest, and hang up on it when the block is left.
+
+        :raises ConnectionFailed: when it cannot be started.
+        """
+        with translated("Running a command in the guest"):
+            channel, session = await self._ssh.create_session(_ClientProcess, command, encoding=None)
+        assert isinstance(session, _ClientProcess)
+        try:
+            yield Process(session)
+        finally:
+            channel.abort()
+
     async def open_unix(self, path: str) -> tuple[asyncssh.SSHReader[str], asyncssh.SSHWriter[str]]:
         """Open a stream to a unix socket in the guest.
 
@@ -226,6 +283,26 @@ class Connection:
         with translated(f"Connecting to {path} in the guest"):
             channel, _ = await self._ssh.create_unix_connection(lambda: _Session(receiver), path)
         return Pipe(channel)
+
+    async def join(self, target: int | str, peer: Peer) -> None:
+        """Connect a peer to a TCP port or a unix socket in the guest.
+
+        :raises ConnectionFailed: when nobody listens there.
+        """
+        with translated(f"Connecting to {target} in the guest"):
+            if isinstance(target, int):
+                await self._ssh.create_connection(lambda: _PeerSession(peer), "localhost", target)
+            else:
+                await self._ssh.create_unix_connection(lambda: _PeerSession(peer), target)
+
+    async def listen_unix(self, path: str, accept: Callable[[], Peer]) -> Callable[[], None]:
+        """Listen on a unix socket in the guest, for its user only; returns what ends that.
+
+        :param accept: called for each client.
+        :raises ConnectionFailed: when the guest refuses, as it does when the path exists.
+        """
+        with translated(f"Listening on {path} in the guest"):
+            return (await self._ssh.create_unix_server(lambda: _PeerSession(accept()), path)).close
 
     async def close(self) -> None:
         """Close the connection; may be called twice."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import io
 import shlex
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.resources import files
 
 from .. import paths
 from ..errors import ConnectionFailed, GuestError
 from .connection import Connection
+from .forkserver.kit import KIT
 from .kernels import Forkserver, GuestEvent
 from .readiness import Facts
 
@@ -30,7 +32,7 @@ flock 9
 if [ ! -d %(program)s ]; then
   rm -rf %(root)s/incoming
   mkdir %(root)s/incoming
-  base64 -d | tar -x -C %(root)s/incoming
+  base64 -d | tar -xz -C %(root)s/incoming
   mv %(root)s/incoming %(program)s
 fi
 set -- %(python)s %(program)s --root %(root)s --socket %(socket)s
@@ -52,18 +54,29 @@ fi
 """
 
 
+def _sources() -> Iterator[tuple[str, bytes]]:
+    """Yield what the guest gets, by its path there: the forkserver's package, and what cells use of ours."""
+    ours = files(__package__.partition(".")[0])
+    for place, directory in (
+        ("", ours.joinpath("guest", "forkserver")),
+        (f"{KIT}/{ours.name}/magics/", ours.joinpath("magics")),
+    ):
+        for file in sorted(directory.iterdir(), key=lambda file: file.name):
+            if file.name.endswith(".py"):
+                yield place + file.name, file.read_bytes()
+    yield f"{KIT}/{ours.name}/__init__.py", ours.joinpath("__init__.py").read_bytes()
+
+
 @cache
 def program() -> bytes:
-    """Return the forkserver's package as a tar archive; the same bytes for the same source."""
+    """Return what the guest gets as a compressed tar archive; the same bytes for the same source."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for file in sorted(files(__package__).joinpath("forkserver").iterdir(), key=lambda file: file.name):
-            if file.name.endswith(".py"):
-                data = file.read_bytes()
-                entry = tarfile.TarInfo(file.name)
-                entry.size = len(data)
-                archive.addfile(entry, io.BytesIO(data))
-    return buffer.getvalue()
+        for path, data in _sources():
+            entry = tarfile.TarInfo(path)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return gzip.compress(buffer.getvalue(), mtime=0)
 
 
 class Layout:
@@ -77,6 +90,10 @@ class Layout:
         self.program = f"{self.root}/lima_kernels_forkserver"
         self.socket = f"{self.root}/socket"
         self.unit = f"lima-kernels-{facts.uid}-{version}"
+
+    def control(self, kernel: str) -> str:
+        """Return the socket on which a kernel asks its host."""
+        return f"{self.root}/k/{kernel}/control"
 
     def channels(self, kernel: str) -> str:
         """Return the prefix of a kernel's five sockets.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .. import paths
 from ..errors import InstanceError, printable
-from . import ending
+from . import ending, logs
 from .limactl import Limactl
 from .models import decode_log_line
 
@@ -29,15 +29,9 @@ _SERIAL_TAIL = 16 * 1024
 def serial_tail(files: list[Path], lines: int = LOG_TAIL) -> list[str]:
     """Return the last lines that a VM wrote to its serial console, without control sequences."""
     for file in files:
-        try:
-            with file.open("rb") as opened:
-                opened.seek(max(0, file.stat().st_size - _SERIAL_TAIL))
-                text = opened.read().decode(errors="replace")
-        except OSError:
-            continue
-        clean = [line for raw in text.splitlines() if (line := printable(raw).strip())]
-        if clean:
-            return clean[-lines:]
+        clean = (printable(raw.decode(errors="replace")).strip() for raw in logs.tail(file, _SERIAL_TAIL))
+        if written := [line for line in clean if line]:
+            return written[-lines:]
     return []
 
 

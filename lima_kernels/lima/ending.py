@@ -11,10 +11,10 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import ClassVar
 
-import msgspec
-
 from .. import paths, records
 from ..errors import HostError, printable
+from .logs import tail
+from .models import AgentLine, decode_agent_line
 
 logger = logging.getLogger(__name__)
 
@@ -44,40 +44,18 @@ class Stopped(records.Record, frozen=True, kw_only=True):
     boot: str
 
 
-class _Line(msgspec.Struct, frozen=True):
-    msg: str = ""
-    time: str = ""
-
-
-_decoder = msgspec.json.Decoder(_Line)
-
-
-def _decode(raw: bytes) -> _Line:
-    try:
-        return _decoder.decode(raw)
-    except ValueError:
-        # A panic of Lima's, or a line of which we have the end only.
-        return _Line(raw.decode(errors="replace"))
-
-
 def _boot(instance_dir: Path) -> str:
     """Name the instance's last boot: by the first line of its log, which Lima makes anew at every start."""
     try:
         with paths.host_agent_log(instance_dir).open("rb") as file:
-            return _decode(file.readline(_TAIL)).time
+            return decode_agent_line(file.readline(_TAIL)).time
     except OSError:
         return ""
 
 
-def _log(instance_dir: Path) -> list[_Line]:
+def _log(instance_dir: Path) -> list[AgentLine]:
     """Return the last lines of the host agent's log; none when there is no log."""
-    file = paths.host_agent_log(instance_dir)
-    try:
-        with file.open("rb") as opened:
-            opened.seek(max(0, file.stat().st_size - _TAIL))
-            return [_decode(raw) for raw in opened.read().splitlines() if raw.strip()]
-    except OSError:
-        return []
+    return [decode_agent_line(raw) for raw in tail(paths.host_agent_log(instance_dir), _TAIL)]
 
 
 def note_stop(instance_dir: Path, command: str = STOP_COMMAND) -> None:
@@ -110,7 +88,7 @@ def driver_failure(instance_dir: Path) -> str:
     return _failure(error, lines) if error.startswith("exit status") else ""
 
 
-def _failure(error: str, lines: list[_Line]) -> str:
+def _failure(error: str, lines: list[AgentLine]) -> str:
     """Return what ended QEMU: its own words where they are known."""
     said = next((found[1] for line in reversed(lines) if (found := _QEMU.match(line.msg))), error)
     return printable(said)
@@ -135,7 +113,7 @@ def how_it_ended(instance_dir: Path) -> str:
     return NO_REASON
 
 
-def _when_asked(signal: str, line: _Line, lines: list[_Line]) -> str:
+def _when_asked(signal: str, line: AgentLine, lines: list[AgentLine]) -> str:
     forced = next((found[1] for later in lines if (found := _FORCED.match(later.msg))), "")
     end = f", and killed because {forced}" if forced else ""
     if signal == "SIGINT":
@@ -143,7 +121,7 @@ def _when_asked(signal: str, line: _Line, lines: list[_Line]) -> str:
     return f"it was shut down by {signal} to Lima's host agent{_at(_seconds(line))}{end}"
 
 
-def _when_the_driver_ended(error: str, line: _Line, lines: list[_Line]) -> str:
+def _when_the_driver_ended(error: str, line: AgentLine, lines: list[AgentLine]) -> str:
     if error == _NO_ERROR:
         return f"it was powered off from inside{_at(_seconds(line))}"
     if error == "signal: killed":
@@ -151,7 +129,7 @@ def _when_the_driver_ended(error: str, line: _Line, lines: list[_Line]) -> str:
     return f"its process ended{_at(_seconds(line))} with {_failure(error, lines)!r}"
 
 
-def _seconds(line: _Line) -> float | None:
+def _seconds(line: AgentLine) -> float | None:
     try:
         return datetime.fromisoformat(line.time).timestamp()
     except ValueError:

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import msgspec
 
-from ..errors import HostError, InstanceError, LimactlError, nearest
+from .. import paths
+from ..errors import ConfigurationError, HostError, InstanceError, LimactlError, nearest
 from . import accelerator, process
-from .models import Instance, decode_instances, decode_log_line
+from .models import Instance, LimaInfo, decode_info, decode_instances, decode_log_line
+from .template import Hardware, with_disk_of
 
 MINIMUM_VERSION = (2, 0, 0)
 INSTALL_HINT = "Install Lima: brew install lima, or a release archive from https://lima-vm.io/docs/installation/"
@@ -26,9 +28,15 @@ _LIST_FORMAT = "--format={{json .}}{{range .Errors}}\t{{json .Error}}{{end}}"
 CREATE = 3600.0
 # Seconds for `stop`: Lima itself gives the host agent and then the VM three minutes each.
 STOP = 400.0
+_CONFIG = "lima.yaml"
 # What `list` says, with exit code 1, when there is no instance of a name.
 _UNMATCHED = "unmatched instances"
 _LOCATION = re.compile(r"\w[\w./:@+-]*")
+# Where it leaves a lima.yaml that it refuses; we let it do so where nobody finds it.
+_REJECTED = re.compile(r"the YAML is invalid, saved the buffer as \S+: ")
+# Lima's rule for names of instances and disks (lima ``pkg/identifiers`` and ``pkg/limatype/dirnames``).
+_NAME = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
+_NAME_LENGTH = 76
 
 
 def find_limactl() -> Path:
@@ -55,6 +63,28 @@ def parse_version(text: str) -> tuple[int, ...]:
     return tuple(int(part or 0) for part in found.groups())
 
 
+def check_name(name: str, what: str = "Lima instance") -> None:
+    """See that Lima takes a name for an instance or a disk.
+
+    :raises ConfigurationError: when it does not.
+    """
+    if not _NAME.fullmatch(name) or len(name) > _NAME_LENGTH or name.lower().endswith((".yml", ".yaml")):
+        raise ConfigurationError(
+            f"{name!r} cannot be a {what}'s name.",
+            hint=f"Use at most {_NAME_LENGTH} letters and digits, with single '.', '_' or '-' between, and no .yaml.",
+        )
+
+
+def make_accessible(instance_dir: Path) -> None:
+    """Let this user into the directories of a clone, the one of its sockets for example: Lima makes them without mode.
+
+    (lima ``pkg/instance/clone.go``: ``d.Type().Perm()`` is 0.)
+    """
+    for entry in instance_dir.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            entry.chmod(0o700)
+
+
 class Limactl:
     """limactl on this host.
 
@@ -68,12 +98,22 @@ class Limactl:
     def _argv(self, *arguments: str) -> list[str]:
         return [str(self.path), "--tty=false", "--log-format=json", *arguments]
 
-    async def _run(
-        self, *arguments: str, stdin: str = "", timeout: float = SHORT, check: bool = True
+    async def run(
+        self,
+        *arguments: str,
+        stdin: str = "",
+        timeout: float = SHORT,
+        check: bool = True,
+        cwd: Path | None = None,
     ) -> process.Completed:
+        """Run a command of limactl's to its end; for this package.
+
+        :param timeout: seconds.
+        :raises LimactlError: when it does not end in time, or fails and that is checked.
+        """
         argv = self._argv(*arguments)
         try:
-            done = await process.run(argv, env=self._env, stdin=stdin, timeout=timeout)
+            done = await process.run(argv, env=self._env, stdin=stdin, timeout=timeout, cwd=cwd)
         except TimeoutError as error:
             raise LimactlError(
                 f"limactl {' '.join(arguments)} did not end within {timeout:.0f} s.",
@@ -82,14 +122,15 @@ class Limactl:
         except OSError as error:
             raise HostError(f"{self.path} cannot be run: {error.strerror}.", hint=INSTALL_HINT) from error
         if check and done.returncode:
-            raise self._failure(arguments, done.returncode, done.stderr.splitlines())
+            raise self.failure(arguments, done.returncode, done.stderr.splitlines())
         return done
 
     @staticmethod
-    def _failure(arguments: Sequence[str], code: int, log: Sequence[str]) -> LimactlError:
+    def failure(arguments: Sequence[str], code: int, log: Sequence[str]) -> LimactlError:
+        """Return what a failed command says as an error; for this package."""
         lines = [decode_log_line(line) for line in log if line.strip()]
         fatal = [line.msg for line in lines if line.level in ("fatal", "error")]
-        said = fatal[-1] if fatal else (lines[-1].msg if lines else "nothing")
+        said = _REJECTED.sub("", fatal[-1] if fatal else (lines[-1].msg if lines else "nothing")).partition("\n")[0]
         return LimactlError(
             f"limactl {' '.join(arguments)} failed with exit code {code}: {said}",
             context=[line.msg for line in lines[-20:]],
@@ -100,7 +141,7 @@ class Limactl:
 
         :raises HostError: when it is older than what we need.
         """
-        found = parse_version((await self._run("--version")).stdout)
+        found = parse_version((await self.run("--version")).stdout)
         if found < MINIMUM_VERSION:
             raise HostError(
                 f"limactl {'.'.join(map(str, found))} is too old: {'.'.join(map(str, MINIMUM_VERSION))} is needed.",
@@ -110,15 +151,15 @@ class Limactl:
 
     async def list(self) -> tuple[Instance, ...]:
         """Return all instances; a broken one is among them, with its reasons."""
-        return self._decoded((await self._run("list", _LIST_FORMAT)).stdout)
+        return self._decoded((await self.run("list", _LIST_FORMAT)).stdout)
 
     async def find(self, name: str) -> Instance | None:
         """Return the instance of that name, or None when there is none."""
-        done = await self._run("list", _LIST_FORMAT, name, check=False)
+        done = await self.run("list", _LIST_FORMAT, name, check=False)
         found = self._decoded(done.stdout)
         if not found and done.returncode and _UNMATCHED not in done.stderr:
             # Something else than a name that nobody has: an instance that cannot be seen now is not gone.
-            raise self._failure(("list", name), done.returncode, done.stderr.splitlines())
+            raise self.failure(("list", name), done.returncode, done.stderr.splitlines())
         return next((instance for instance in found if instance.name == name), None)
 
     @staticmethod
@@ -150,18 +191,30 @@ class Limactl:
         """
         if not _LOCATION.fullmatch(name):
             raise InstanceError(f"{name!r} is not the name of a Lima template.", hint="limactl create --list-templates")
-        done = await self._run("template", "copy", "--embed-all", f"template:{name}", "-", check=False)
+        done = await self.run("template", "copy", "--embed-all", f"template:{name}", "-", check=False)
         if done.returncode:
-            names = (await self._run("create", "--list-templates")).stdout.split()
+            names = await self.templates()
             if name in names:
-                raise self._failure(("template", "copy", name), done.returncode, done.stderr.splitlines())
+                raise self.failure(("template", "copy", name), done.returncode, done.stderr.splitlines())
             hint = nearest(name, names) or "See them: limactl create --list-templates"
             raise InstanceError(f"There is neither a guest image nor a Lima template {name!r}.", hint=hint)
         return done.stdout
 
+    async def templates(self) -> Sequence[str]:
+        """Return the names of all templates that Lima offers."""
+        return (await self.run("create", "--list-templates")).stdout.split()
+
+    async def info(self) -> LimaInfo:
+        """Return what Lima tells of itself."""
+        done = await self.run("info")
+        try:
+            return decode_info(done.stdout)
+        except msgspec.DecodeError as error:
+            raise LimactlError(f"limactl info printed what it should not: {error}.") from error
+
     async def create(self, name: str, config: str, *, timeout: float = CREATE) -> None:
         """Create an instance from a lima.yaml's text; downloads its image where it has none yet."""
-        await self._run("create", f"--name={name}", "-", stdin=config, timeout=timeout)
+        await self.run("create", f"--name={name}", "-", stdin=config, timeout=timeout)
 
     @contextlib.asynccontextmanager
     async def start(self, name: str, *, timeout: float) -> AsyncIterator[process.Stream]:
@@ -171,23 +224,49 @@ class Limactl:
             yield running
 
     async def replace_config(self, instance: Instance, config: str) -> None:
-        """Give a stopped instance another lima.yaml, once Lima has found nothing wrong with it."""
+        """Give a stopped instance another lima.yaml, once Lima has found nothing wrong with it.
+
+        Its disk stays as big as it is: Lima would not start an instance whose disk should be smaller.
+        """
         with tempfile.TemporaryDirectory(dir=instance.dir) as work:
             # Lima takes the file's name for an instance's, and refuses what cannot be one.
             incoming = Path(work) / "lima.yaml"
             incoming.touch(mode=0o600)
-            incoming.write_text(config, encoding="utf-8")
-            await self._run("template", "validate", str(incoming))
-            incoming.replace(instance.dir / "lima.yaml")
+            incoming.write_text(with_disk_of(config, instance.disk), encoding="utf-8")
+            await self.run("template", "validate", str(incoming))
+            incoming.replace(instance.dir / _CONFIG)
+
+    async def edit(self, instance: Instance, hardware: Hardware) -> None:
+        """Change what a stopped instance has; nothing is changed when Lima refuses it or it is given up."""
+        file = instance.dir / _CONFIG
+        before = file.read_bytes()
+        with tempfile.TemporaryDirectory() as work:
+            try:
+                await self.run("edit", f"--set={hardware.expression}", instance.name, cwd=Path(work))
+            except BaseException:
+                if file.read_bytes() != before:
+                    paths.replace_privately(file, before)
+                raise
+
+    async def factory_reset(self, name: str) -> Sequence[str]:
+        """Remove all of an instance but its lima.yaml, and return what could not be removed, in limactl's words."""
+        done = await self.run("factory-reset", name)
+        lines = [decode_log_line(line) for line in done.stderr.splitlines()]
+        return [line.msg for line in lines if line.level == "error"]
+
+    async def clone(self, source: str, target: str) -> None:
+        """Copy a stopped instance, with its disk."""
+        await self.run("clone", source, target, timeout=CREATE)
+        make_accessible(paths.lima_home() / target)
 
     async def stop(self, name: str) -> None:
         """Shut an instance down as its power button would."""
-        await self._run("stop", name, timeout=STOP)
+        await self.run("stop", name, timeout=STOP)
 
     async def stop_forcibly(self, name: str) -> None:
         """End an instance's processes; what its guest had not written to disk is lost."""
-        await self._run("stop", "--force", name)
+        await self.run("stop", "--force", name)
 
     async def delete(self, name: str) -> None:
         """Remove an instance and its disk."""
-        await self._run("delete", "--force", name)
+        await self.run("delete", "--force", name)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -50,6 +51,24 @@ class Provision(msgspec.Struct, frozen=True):
     content: str = ""
 
 
+class PortForward(msgspec.Struct, frozen=True, rename="camel"):
+    """One rule of ``portForwards``; only sockets on this host are read."""
+
+    host_socket: str = ""
+
+
+class CopyToHost(msgspec.Struct, frozen=True):
+    """A file that Lima copies from the guest when it has booted."""
+
+    host_file: str = msgspec.field(default="", name="host")
+
+
+class AdditionalDisk(msgspec.Struct, frozen=True):
+    """One of Lima's disks that an instance names."""
+
+    name: str = ""
+
+
 class InstanceConfig(msgspec.Struct, frozen=True, rename="camel"):
     """The part of lima.yaml that we read back."""
 
@@ -58,6 +77,8 @@ class InstanceConfig(msgspec.Struct, frozen=True, rename="camel"):
     mount_types_unsupported: tuple[str, ...] = ()
     user: User = User()
     provision: tuple[Provision, ...] = ()
+    port_forwards: tuple[PortForward, ...] = ()
+    copy_to_host: tuple[CopyToHost, ...] = ()
 
 
 class Instance(msgspec.Struct, frozen=True, rename="camel"):
@@ -77,6 +98,9 @@ class Instance(msgspec.Struct, frozen=True, rename="camel"):
     driver_pid: int = msgspec.field(default=0, name="driverPID")
     errors: tuple[str, ...] = ()
     config: InstanceConfig = InstanceConfig()
+    additional_disks: tuple[AdditionalDisk, ...] = ()
+    protected: bool = False
+    lima_version: str = ""
 
     @property
     def dir(self) -> Path:
@@ -97,6 +121,39 @@ class Instance(msgspec.Struct, frozen=True, rename="camel"):
         return self.status is Status.BROKEN and self.host_agent_pid > 0 and self.driver_pid == 0
 
 
+class Disk(msgspec.Struct, frozen=True):
+    """One line of ``limactl disk list``: a disk of Lima's own; the size in bytes, ``instance`` has it locked."""
+
+    name: str
+    size: int = 0
+    format: str = ""
+    dir: str = ""
+    instance: str = ""
+
+
+class Snapshot(NamedTuple):
+    """A state that an instance can go back to.
+
+    :param memory: how much of the running VM it holds, in QEMU's words; ``0 B`` when the VM was stopped.
+    :param made: when, in this host's time.
+    """
+
+    tag: str
+    memory: str
+    made: str
+
+
+class LimaInfo(msgspec.Struct, frozen=True, rename="camel"):
+    """What ``limactl info`` tells of Lima itself."""
+
+    version: str = ""
+    lima_home: str = ""
+    vm_types: tuple[str, ...] = ()
+    host_os: str = msgspec.field(default="", name="hostOS")
+    host_arch: str = ""
+    identity_file: str = ""
+
+
 class LogLine(msgspec.Struct, frozen=True):
     """One line that limactl logs with ``--log-format json``."""
 
@@ -104,7 +161,32 @@ class LogLine(msgspec.Struct, frozen=True):
     level: str = "info"
 
 
+class AgentLine(LogLine, frozen=True):
+    """One line that a host agent logged; the time in RFC 3339, where it is known."""
+
+    time: str = ""
+
+
+class LimaStatus(msgspec.Struct, frozen=True, rename="camel"):
+    """What an event says of an instance (lima ``pkg/hostagent/events``)."""
+
+    running: bool = False
+    degraded: bool = False
+    exiting: bool = False
+    errors: tuple[str, ...] = ()
+    ssh_local_port: int = 0
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One line of ``ha.stdout.log``; what it tells of forwarded ports is not read."""
+
+    time: str = ""
+    status: LimaStatus = LimaStatus()
+
+
 _log_decoder = msgspec.json.Decoder(LogLine)
+_agent_decoder = msgspec.json.Decoder(AgentLine)
+_event_decoder = msgspec.json.Decoder(Event)
 
 
 def decode_instances(text: str) -> tuple[Instance, ...]:
@@ -133,9 +215,65 @@ def _pruned(value: Any) -> Any:
     return value
 
 
+# How `limactl snapshot` logs, whatever it is told: in logrus's own form.
+_LOGRUS = re.compile(r'time="[^"]*" level=(?P<level>\w+) msg=(?P<msg>"(?:[^"\\]|\\.)*"|\S*)')
+
+
 def decode_log_line(line: str) -> LogLine:
-    """Decode one line of limactl's log; a line that is no JSON is taken as the message itself."""
+    """Decode one line of limactl's log; a line of another form is taken as the message itself."""
     try:
         return _log_decoder.decode(line)
     except msgspec.DecodeError:
+        pass
+    found = _LOGRUS.match(line)
+    if found is None:
         return LogLine(msg=line)
+    try:
+        return LogLine(msgspec.json.decode(found["msg"], type=str), found["level"])
+    except msgspec.DecodeError:
+        # Without quotes, or with an escape of Go's that JSON does not know.
+        return LogLine(found["msg"].strip('"'), found["level"])
+
+
+def decode_agent_line(raw: bytes) -> AgentLine:
+    """Decode one line of a host agent's log; a panic, or a line of which there is the end only, is its own message."""
+    try:
+        return _agent_decoder.decode(raw)
+    except ValueError:
+        return AgentLine(raw.decode(errors="replace"))
+
+
+def decode_event(raw: bytes) -> Event | None:
+    """Decode one event of a host agent, or return None when it is none."""
+    try:
+        return _event_decoder.decode(raw)
+    except ValueError:
+        return None
+
+
+def decode_info(text: str) -> LimaInfo:
+    """Decode what ``limactl info`` printed.
+
+    :raises msgspec.DecodeError: when it is not what it should be.
+    """
+    return msgspec.convert(_pruned(msgspec.json.decode(text)), LimaInfo)
+
+
+def decode_disks(text: str) -> tuple[Disk, ...]:
+    """Decode what ``limactl disk list --json`` printed: a JSON object a line.
+
+    :raises msgspec.DecodeError: when a line is not what it should be.
+    """
+    return tuple(msgspec.json.decode(line, type=Disk) for line in text.splitlines() if line.strip())
+
+
+# ID, TAG, VM SIZE, DATE, VM CLOCK and maybe ICOUNT, in columns without a separator; a tag may have spaces.
+_SNAPSHOT = re.compile(
+    r"\S+\s+(?P<tag>\S.*?)\s+(?P<memory>[\d.]+ ?[KMGT]?i?B?)\s+(?P<made>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\s"
+)
+
+
+def decode_snapshots(text: str) -> tuple[Snapshot, ...]:
+    """Decode what ``limactl snapshot list`` printed, which is QEMU's own table; what is no row of it is passed over."""
+    found = filter(None, map(_SNAPSHOT.match, text.splitlines()))
+    return tuple(Snapshot(row["tag"], row["memory"], row["made"]) for row in found)

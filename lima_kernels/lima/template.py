@@ -10,11 +10,14 @@ import msgspec
 import yaml
 
 from ..errors import InstanceError
+from . import sizes
 from .models import Instance
 
 # Where debuggers and other helpers of a kernel listen when they take any free port: never forwarded to the host,
 # where every local user could reach them. Lima's forwarding of ports that a user chose stays.
 EPHEMERAL_PORTS = (32768, 65535)
+# The size of a disk that a lima.yaml does not say.
+_DISK = "100GiB"
 
 
 class Source(enum.Enum):
@@ -91,6 +94,51 @@ def render(config: Config, base: str = "") -> str:
     document["provision"] = [*(document.get("provision") or []), *files, *config.provision]
     if config.ca_certificates:
         document["caCerts"] = {"certs": list(config.ca_certificates)}
+    return _dumped(document)
+
+
+class Hardware(NamedTuple):
+    """What an instance is to have; sizes in bytes, architecture and VM type in Lima's words, None for no word on it."""
+
+    cpus: int | None = None
+    memory: int | None = None
+    disk: int | None = None
+    arch: str | None = None
+    vm_type: str | None = None
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What there is a word on, as a lima.yaml says it."""
+        values = {
+            "cpus": self.cpus,
+            "memory": sizes.written(self.memory) if self.memory else None,
+            "disk": sizes.written(self.disk) if self.disk else None,
+            "arch": self.arch,
+            "vmType": self.vm_type,
+        }
+        return {key: value for key, value in values.items() if value is not None}
+
+    @property
+    def expression(self) -> str:
+        """The same for yq, with which limactl changes a lima.yaml."""
+        return " | ".join(f".{key} = {msgspec.json.encode(value).decode()}" for key, value in self.said.items())
+
+
+def with_hardware(config: str, hardware: Hardware) -> str:
+    """Return a lima.yaml with other hardware; as it is when there is no word on any."""
+    return _dumped({**yaml.safe_load(config), **hardware.said}) if hardware.said else config
+
+
+def with_disk_of(config: str, disk: int) -> str:
+    """Return a lima.yaml whose disk is not smaller than one that exists, in bytes."""
+    document = yaml.safe_load(config) or {}
+    wanted = sizes.in_bytes(str(document.get("disk") or _DISK))
+    if wanted is None or wanted >= disk:
+        return config
+    return _dumped({**document, "disk": sizes.written(disk)})
+
+
+def _dumped(document: dict[str, Any]) -> str:
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1000)
 
 

@@ -5,13 +5,21 @@ set -euo pipefail
 account=$1 target=$2
 checkout=$(cd "$(dirname "$0")/../.." && pwd)
 
-packages=(qemu-system-x86 qemu-utils ovmf ipxe-qemu seabios mmdebstrap uidmap openssh-client openssh-sftp-server
+packages=(qemu-system-x86 qemu-utils ovmf ipxe-qemu seabios mmdebstrap uidmap openssh-client openssh-server
+  openssh-sftp-server
   e2fsprogs rsync git make python3 python3-venv ca-certificates)
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query --show --showformat='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
 done
 if [ ${#missing[@]} -gt 0 ]; then
+  # The tests start an sshd of their own; the package's is not to serve anybody.
+  policy=/usr/sbin/policy-rc.d
+  if [ ! -e $policy ]; then
+    trap 'rm -f $policy' EXIT
+    printf '#!/bin/sh\nexit 101\n' >$policy
+    chmod 755 $policy
+  fi
   apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi

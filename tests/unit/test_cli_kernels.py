@@ -262,7 +262,12 @@ def test_the_command_that_attach_prints_works(machine: Machine) -> None:
     with attached(machine, name) as (_, file):
         console = [sys.executable, "-m", "jupyter_console", "--existing", str(file), "--simple-prompt"]
         done = subprocess.run(
-            console, input="print(x.upper())\nexit\n", capture_output=True, text=True, timeout=50, check=False
+            console,
+            input="print(x.upper())\nexit(keep_kernel=True)\n",
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=False,
         )
         assert "OF BEFORE" in done.stdout
     assert lives(pid)

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from lima_kernels.cli.main import make_parser
+from lima_kernels.control import OWN
+from lima_kernels.magics.arguments import CELL, VERBS
 from lima_kernels.provisioner import LimaProvisioner
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 
 
 def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
@@ -69,3 +72,21 @@ def test_every_command_and_option_has_help(parser: argparse.ArgumentParser) -> N
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             assert {choice.dest for choice in action._choices_actions if choice.help} == set(action.choices)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_of_the_magic_is_in_its_page_with_an_example(verb: str) -> None:
+    page = (ROOT / "docs" / "magics.md").read_text(encoding="utf-8")
+    assert f"| `%lima {VERBS[verb].example}` | {VERBS[verb].help[0].upper()}{VERBS[verb].help[1:]}. |" in page
+
+
+@pytest.mark.parametrize("option", [name for argument in CELL for name in argument.names if name.startswith("--")])
+def test_every_option_of_a_cell_is_in_its_page(option: str) -> None:
+    page = (ROOT / "docs" / "magics.md").read_text(encoding="utf-8")
+    assert f"- `{option}" in page or f"- `{option.replace('--', '--no-', 1)}" in page
+
+
+def test_what_a_guests_kernel_may_ask_for_is_in_the_page() -> None:
+    page = (ROOT / "docs" / "magics.md").read_text(encoding="utf-8")
+    allowed = page.partition("With `control` at `own-vm`")[2].partition("With `all`")[0]
+    assert set(re.findall(r"`([a-z-]+)`", allowed)) == set(OWN)

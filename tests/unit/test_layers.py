@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ PACKAGE = "lima_kernels"
 ROOT = Path(lima_kernels.__file__).parent
 LAYERS = (
     "errors",
+    "magics",
     "sftp",
     "paths",
     "records",
@@ -29,12 +31,18 @@ LAYERS = (
     "vm",
     "added_mounts",
     "mount_benchmark",
+    "settings",
+    "launch",
     "session",
     "runtime",
     "mount_server",
-    "provisioner",
     "kernelspec",
+    "wishes",
     "doctor",
+    "verbs",
+    "control",
+    "provisioner",
+    "extension",
     "cli",
     "__main__",
 )
@@ -126,6 +134,18 @@ def test_the_forkserver_runs_in_a_guest_without_our_dependencies() -> None:
     assert {name for name in found if not name.startswith(package)} - {
         name for name in found if name.split(".")[0] in allowed
     } == set()
+
+
+def test_the_magics_run_in_a_guest_without_our_dependencies() -> None:
+    package = f"{PACKAGE}.magics"
+    found = {other for name in MODULES if name.startswith(package) for other in imported(MODULES[name])}
+    others = {name.split(".")[0] for name in found if not name.startswith(package)}
+    assert others <= sys.stdlib_module_names | {"IPython"}
+
+
+def test_a_kernels_start_does_not_wait_for_ipython() -> None:
+    program = "import sys, lima_kernels.provisioner; sys.exit('IPython' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("name", MODULES)

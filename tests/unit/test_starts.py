@@ -17,7 +17,6 @@ import msgspec
 import pytest
 
 from lima_kernels import instances, locks, paths, progress
-from lima_kernels.cli import vms
 from lima_kernels.cli.main import main
 from lima_kernels.environment.spec import DEFAULT
 from lima_kernels.errors import ConnectionFailed, InstanceError, LimactlError, PhaseTimeout
@@ -27,6 +26,7 @@ from lima_kernels.lima.limactl import Limactl
 from lima_kernels.lima.models import Status
 from lima_kernels.lima.template import MARK_VERSION, Config, GuestFile, OwnerMark, Source, render
 from lima_kernels.progress import Phase, Progress, Step
+from lima_kernels.verbs import usage
 from lima_kernels.vm import VM
 from tests.fake_guest import FakeGuest
 
@@ -38,7 +38,7 @@ NAME = "lima-kernels"
 @pytest.fixture(autouse=True)
 def _short_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no guest, none is waited for as long as for one that is slow."""
-    monkeypatch.setattr(vms, "_LOOK_TIMEOUT", 0.5)
+    monkeypatch.setattr(usage, "LOOK_TIMEOUT", 0.5)
 
 
 @pytest.fixture
@@ -558,7 +558,7 @@ def test_a_vm_in_use_is_not_stopped(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(machine, running=True)
-    monkeypatch.setattr(vms, "users_of", lambda _name: ["a.ipynb (jupyter-lab, process 7)"])
+    monkeypatch.setattr(usage, "users_of", lambda _name, _but: ["a.ipynb (jupyter-lab, process 7)"])
     assert main(["stop"]) == 1
     assert capsys.readouterr().err == (
         "  a.ipynb (jupyter-lab, process 7)\n"
@@ -579,7 +579,7 @@ def test_a_person_is_asked(
     code: int,
 ) -> None:
     make(machine, running=True)
-    monkeypatch.setattr(vms, "users_of", lambda _name: ["a.ipynb \x1b[2J"])
+    monkeypatch.setattr(usage, "users_of", lambda _name, _but: ["a.ipynb \x1b[2J"])
     monkeypatch.setattr("sys.stdin", Terminal(answer))
     assert main(["stop"]) == code
     assert "  a.ipynb \n" in capsys.readouterr().out

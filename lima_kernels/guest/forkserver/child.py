@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any, NamedTuple, NoReturn
 
-from . import advice
+from . import advice, kit
 from .kernels import CONNECTION_FILE, NOTES, OUTPUT_LOG
 
 # What systemd or sshd tells us of ourselves is no kernel's business.
@@ -115,6 +115,7 @@ def _run_ipykernel(start: Start, connection_file: str) -> None:
     advice.keep_history_here(app)
     app.initialize(sys.argv[1:])
     advice.attend(app.shell)
+    kit.load(app.shell)
     Link(start.link, os.path.join(start.directory, NOTES), start.request.get("notes", ())).attach(app.shell)
     os.write(start.ready, b"1")
     os.close(start.ready)

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 
+from . import kit
 from .child import become
 from .registry import Spawned
 from .server import Server
@@ -27,6 +28,7 @@ def preload() -> str:
     for name in PRELOAD[1:]:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    kit.preload()
     # What was imported stays shared with the children: the collector must not touch its pages.
     gc.collect()
     gc.freeze()

@@ -1,27 +1,27 @@
-"""What the command line asks of a VM: what a kernel of the kernel spec that names it would ask."""
+"""What is asked of a VM by its name: what a kernel of the kernel spec that names it would ask."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ..environment import spec
-from ..instances import Wish
-from ..kernelspec import installed
-from ..provisioner import LimaProvisioner
-from ..runtime import runtime
-from ..vm import Guest
+from .environment import spec
+from .instances import Wish
+from .kernelspec import installed
+from .runtime import runtime
+from .settings import Settings
+from .vm import Guest
 
 
-def settings_of(instance: str) -> LimaProvisioner | None:
+def settings_of(instance: str) -> Settings | None:
     """Return the settings of the first kernel spec of ours that names a VM, or None when none does.
 
     :raises ConfigurationError: when that spec's config is wrong.
     """
     config = next((found.config for found in installed() if found.instance == instance), None)
-    return None if config is None else LimaProvisioner(**config)
+    return None if config is None else Settings(**config)
 
 
-def wish_of(settings: LimaProvisioner, directory: Path | None) -> Wish:
+def wish_of(settings: Settings, directory: Path | None) -> Wish:
     """Return what a kernel of these settings would ask of its VM.
 
     :param directory: what the VM has to show.

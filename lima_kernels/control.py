@@ -1,0 +1,184 @@
+"""What a guest's kernel may ask of its host: a few verbs, for its own VM only.
+
+All that comes from a guest is hostile: a request is short, comes soon, proves by its kernel's key who asks, and names a
+verb of the allowlist. Nothing here opens a file of the host by a name that a guest said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hmac
+import logging
+import shlex
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from .errors import LimaKernelsError, nearest, printable
+from .guest.calls import Line
+from .lima.limactl import Limactl
+from .magics import protocol
+from .magics.arguments import UsageError, parser_of
+from .magics.backend import LimaError
+from .magics.results import Result
+from .settings import Policy
+from .verbs.context import Context
+from .verbs.table import FUNCTIONS
+from .vm import VM
+
+logger = logging.getLogger(__name__)
+
+# Conversations that one kernel may have at a time.
+CONVERSATIONS = 8
+# Seconds that a guest has to say what it wants.
+REQUEST_TIMEOUT = 10.0
+# Characters of a request that a log shows.
+_LOGGED = 200
+
+
+# Of its own VM a kernel may know everything, and end it. What would show it more of the host, or give it more of the
+# host's memory and disk, is not for it to decide.
+OWN = frozenset(
+    ("status", "start", "stop", "restart", "kernels", "info", "logs", "ports", "forward", "unforward", "env")
+)
+# These end the kernel that asks.
+_FATAL = frozenset(("stop", "restart"))
+# What goes on without the kernel that asked for it.
+_under_way: set[asyncio.Future[Mapping[str, object]]] = set()
+
+
+class _Request(msgspec.Struct, frozen=True):
+    version: int
+    token: str
+    verb: str
+    arguments: tuple[str, ...] = ()
+
+
+class Control:
+    """Answers one kernel.
+
+    :param kernel: its name in the guest, for the log and for who else uses the VM.
+    :param key: the key that it signs its messages with.
+    :param vm: returns the handle of an instance.
+    """
+
+    def __init__(self, policy: Policy, instance: str, kernel: str, key: bytes, vm: Callable[[str], VM]) -> None:
+        self._policy = policy
+        self._instance = instance
+        self._kernel = kernel
+        self._token = protocol.token(key) if key else ""
+        self._vm = vm
+        self._conversations = 0
+
+    async def answer(self, reader: asyncio.StreamReader, line: Line | asyncio.StreamWriter) -> None:
+        """Have one conversation; whatever comes, it ends and nobody else notices."""
+        if self._conversations >= CONVERSATIONS:
+            self._log("has too many conversations")
+            line.close()
+            return
+        self._conversations += 1
+        try:
+            message = await self._result(reader, line)
+            line.write(protocol.line(message))
+            await line.drain()
+        except OSError:
+            # It hung up.
+            pass
+        finally:
+            self._conversations -= 1
+            line.close()
+
+    async def _result(self, reader: asyncio.StreamReader, line: Line | asyncio.StreamWriter) -> Mapping[str, object]:
+        try:
+            request = await self._request(reader)
+            call = self._permitted(request)
+        except LimaError as error:
+            return protocol.failed(error)
+
+        def say(text: str) -> None:
+            with contextlib.suppress(OSError):
+                line.write(protocol.line({"step": text}))
+
+        self._log(f"asks: {request.verb} {shlex.join(request.arguments)}")
+        work = asyncio.ensure_future(self._done(request.verb, call, say))
+        if request.verb in _FATAL:
+            # It costs us the connection, and this kernel its life: nobody will be there to wait for its end.
+            _under_way.add(work)
+            work.add_done_callback(_under_way.discard)
+            return await asyncio.shield(work)
+        # A guest that hangs up, as an interrupted cell does, wants it no longer.
+        gone = asyncio.ensure_future(reader.read(1))
+        try:
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise ConnectionResetError
+            return work.result()
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+
+    async def _request(self, reader: asyncio.StreamReader) -> _Request:
+        """Read what a guest wants.
+
+        :raises LimaError: when that is nothing we know, or not from our kernel.
+        """
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT):
+                said = await reader.readline()
+            request = msgspec.json.decode(said, type=_Request)
+        except (TimeoutError, ValueError, msgspec.DecodeError):
+            # Also a line that is longer than the reader's limit.
+            self._log("sent what is no request")
+            raise LimaError("The host was sent what is no request.") from None
+        if not self._token or not hmac.compare_digest(request.token.encode(), self._token.encode()):
+            self._log("sent a wrong token")
+            raise LimaError("The host does not know who asks.")
+        if request.version != protocol.VERSION:
+            raise LimaError(
+                f"This kernel speaks version {request.version} with a host that speaks {protocol.VERSION}.",
+                "Restart the kernel.",
+            )
+        return request
+
+    def _permitted(self, request: _Request) -> argparse.Namespace:
+        """Return the arguments of a request that may be obeyed.
+
+        :raises LimaError: when it may not.
+        """
+        verb = request.verb
+        allowed = frozenset(FUNCTIONS) if self._policy is Policy.ALL else OWN
+        if verb not in allowed:
+            self._log(f"was refused {verb!r}")
+            raise LimaError(
+                f"A kernel in a VM may not ask for {verb!r}." if verb in FUNCTIONS else f"There is no verb {verb!r}.",
+                nearest(verb, sorted(allowed)) or f"It may: {', '.join(sorted(allowed))}.",
+            )
+        try:
+            options = parser_of(verb).parse_args(list(request.arguments))
+        except UsageError as error:
+            raise LimaError(f"%lima {verb}: {error}") from None
+        named = getattr(options, "name", None) or self._instance
+        if self._policy is not Policy.ALL and named != self._instance:
+            self._log(f"was refused {verb!r} of {named!r}")
+            raise LimaError(f"A kernel in the VM {self._instance!r} may ask for nothing of {named!r}.")
+        if hasattr(options, "name"):
+            # What is not said of an instance is said of Lima itself.
+            options.name = named
+        if verb in _FATAL and named == self._instance and not options.yes:
+            raise LimaError(f"This kernel lives in the VM {named!r}, and would end with it.", f"%lima {verb} --yes")
+        return options
+
+    async def _done(self, verb: str, options: argparse.Namespace, say: Callable[[str], None]) -> Mapping[str, object]:
+        context = Context(Limactl(), self._vm, say, self._instance, asked_by=self._kernel)
+        try:
+            result: Result = await FUNCTIONS[verb](context, options)
+        except LimaKernelsError as error:
+            self._log(f"could not have {verb!r}: {error}")
+            return protocol.failed(LimaError(error.message, error.hint, error.context))
+        return protocol.encoded(result)
+
+    def _log(self, what: str) -> None:
+        logger.warning("The kernel %s in the VM %r %s", self._kernel, self._instance, printable(what)[:_LOGGED])

@@ -1,0 +1,114 @@
+"""`%lima` in a kernel of this host: verbs and cells run in this process's I/O thread, and the cell waits for them."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from .. import paths
+from ..errors import LimaKernelsError
+from ..lima.limactl import Limactl
+from ..magics.arguments import parser_of
+from ..magics.backend import Call, Ended, LimaError, Script, Sink, Started, Watcher
+from ..magics.results import Result
+from ..progress import Phase, Step
+from ..runtime import runtime
+from ..settings import DEFAULT_INSTANCE
+from . import scripts
+from .context import Context
+from .table import FUNCTIONS
+
+T = TypeVar("T")
+# Seconds between two looks at the clock, for whoever shows how long it takes.
+TICK = 0.5
+# Output that a cell has not shown yet, in chunks: beyond it the script has to wait.
+_WAITING = 64
+
+
+class _Conversation:
+    """What the I/O thread has to say to the thread that waits for it."""
+
+    def __init__(self) -> None:
+        self._said: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+
+    def say(self, action: Callable[[], None]) -> None:
+        """Have something done in the thread that waits."""
+        self._said.put(action)
+
+    def wait(self, future: Future[T], tick: Callable[[], None]) -> T:
+        """Wait for a future, and do meanwhile what is said; an interrupt cancels it, and waits for that."""
+        future.add_done_callback(lambda _future: self._said.put(None))
+        while True:
+            try:
+                action = self._said.get(timeout=TICK)
+            except queue.Empty:
+                tick()
+                continue
+            if action is None:
+                return future.result()
+            action()
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except LimaKernelsError as error:
+        raise LimaError(error.message, error.hint, error.context) from None
+
+
+def _spoken(step: Step) -> str:
+    detail = f" ({step.detail})" if step.detail else ""
+    return "" if step.phase is Phase.READY else f"{step.instance}: {step.phase.value}{detail}"
+
+
+class HostBackend:
+    """Does what a cell of this process asks for."""
+
+    default = DEFAULT_INSTANCE
+
+    def instances(self) -> Sequence[str]:
+        """Return the names of all instances, from Lima's own directory: limactl would take a tenth of a second."""
+        with contextlib.suppress(OSError):
+            return sorted(file.parent.name for file in paths.lima_home().glob("[!_.]*/lima.yaml"))
+        return []
+
+    def run(self, call: Call, watcher: Watcher) -> Result:
+        """Do what a verb says."""
+        options = parser_of(call.verb).parse_args(list(call.arguments))
+        conversation = _Conversation()
+
+        def say(text: str) -> None:
+            conversation.say(lambda: watcher.step(text))
+
+        async def work() -> Result:
+            context = Context(Limactl(), runtime().vm, say, call.default)
+            return await FUNCTIONS[call.verb](context, options)
+
+        with _translated(), runtime().listening(lambda step: say(_spoken(step))):
+            return self._waited(work(), conversation, watcher.tick)
+
+    @staticmethod
+    def _waited(work: Coroutine[Any, Any, T], conversation: _Conversation, tick: Callable[[], None]) -> T:
+        with runtime().started(work) as future:
+            return conversation.wait(future, tick)
+
+    def execute(self, script: Script, sink: Sink) -> Ended:
+        """Run a cell to its end."""
+        conversation = _Conversation()
+        with _translated():
+            return self._waited(
+                scripts.execute(runtime().vm(script.instance), script, sink, conversation.say), conversation, _nothing
+            )
+
+    def start(self, script: Script) -> Started:
+        """Run a cell in the background."""
+        with _translated():
+            return self._waited(scripts.start(runtime().vm(script.instance), script), _Conversation(), _nothing)
+
+
+def _nothing() -> None:
+    """Do nothing while time passes: what a script prints says enough."""
