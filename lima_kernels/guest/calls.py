@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shlex
 from collections.abc import Awaitable, Callable
 
-from ..errors import ConnectionFailed
+from ..errors import ConnectionFailed, GuestError
 from .connection import Connection
 from .ends import Sender
 
@@ -14,6 +15,7 @@ from .ends import Sender
 LIMIT = 64 * 1024
 # Seconds.
 TIMEOUT = 20.0
+CLOSE_TIMEOUT = 2.0
 
 
 class Line:
@@ -101,7 +103,7 @@ class Calls:
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
         self._tasks: set[asyncio.Task[None]] = set()
-        self._stop: Callable[[], None] = lambda: None
+        self._listening: asyncio.Task[Callable[[], None]] | None = None
 
     def begin(self, reader: asyncio.StreamReader, line: Line) -> None:
         """Answer one caller."""
@@ -120,16 +122,26 @@ class Calls:
 
         :raises ConnectionFailed: when the guest does not let us.
         """
+        # Not cancelled with whoever waits for it: then nobody would know how to end what the guest has begun.
+        self._listening = asyncio.ensure_future(self._listen(connection, path))
+        await asyncio.shield(self._listening)
+
+    async def _listen(self, connection: Connection, path: str) -> Callable[[], None]:
         try:
-            self._stop = await connection.listen_unix(path, lambda: _Caller(self))
+            return await connection.listen_unix(path, lambda: _Caller(self))
         except ConnectionFailed:
             # What listened there over an earlier connection is gone, or soon will be, and its socket lies in the way.
             await connection.run(f"rm -f -- {shlex.quote(path)}", timeout=TIMEOUT)
-            self._stop = await connection.listen_unix(path, lambda: _Caller(self))
+            return await connection.listen_unix(path, lambda: _Caller(self))
 
     async def close(self) -> None:
         """Take no more calls, and hang up on those under way; may be called twice."""
-        self._stop()
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            await asyncio.wait((listening,), timeout=CLOSE_TIMEOUT)
+            listening.cancel()
+            with contextlib.suppress(ConnectionFailed, GuestError, asyncio.CancelledError):
+                (await listening)()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

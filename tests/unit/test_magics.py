@@ -279,7 +279,7 @@ def test_one_command_line(shell: InteractiveShell, backend: Backend) -> None:
     [
         ("%lima sta", ["start", "status"]),
         ("%lima start d", ["default", "docker"]),
-        ("%lima stop docker --", ["--force"]),
+        ("%lima stop docker --", ["--force", "--yes"]),
         ("%lima snapshot ", ["--instance", "apply", "create", "delete", "list"]),
         ("%lima snapshot create x --instance o", ["ours"]),
         ("%lima logs --source s", ["serial"]),
