@@ -164,6 +164,10 @@ class Control:
         if self._policy is not Policy.ALL and named != self._instance:
             self._log(f"was refused {verb!r} of {named!r}")
             raise LimaError(f"A kernel in the VM {self._instance!r} may ask for nothing of {named!r}.")
+        if self._policy is not Policy.ALL and verb == "forward" and options.ports[1]:
+            # It could take the place of what people expect at that port.
+            self._log(f"was refused port {options.ports[1]} of this host")
+            raise LimaError("A kernel in a VM may not choose its host's port.", f"%lima forward {options.ports[0]}")
         if hasattr(options, "name"):
             # What is not said of an instance is said of Lima itself.
             options.name = named

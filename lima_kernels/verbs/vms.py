@@ -60,9 +60,10 @@ async def list_all(context: Context, _options: argparse.Namespace) -> Table:
     return Table(_COLUMNS, rows)
 
 
-async def wish_to_start(limactl: Limactl, name: str) -> Wish:
+async def wish_to_start(limactl: Limactl, name: str, here: Path | None) -> Wish:
     """Return what is asked of a VM that is to be started: what its kernel spec says, else nothing but that it runs.
 
+    :param here: the directory that it shall show, as for a notebook there; None for no other than it shows already.
     :raises InstanceError: when it is not there, and nothing says what it should be.
     """
     settings = wishes.settings_of(name)
@@ -72,13 +73,16 @@ async def wish_to_start(limactl: Limactl, name: str) -> Wish:
         await limactl.get(name)
         return wishes.wish_of(Settings(), directory=None)._replace(attach=True)
     wish = wishes.wish_of(settings or Settings(), directory=None)
-    return wish._replace(directory=directory_to_share(Path.cwd(), server_root=None, asked=wish.environment.mounts))
+    if here is None:
+        return wish
+    return wish._replace(directory=directory_to_share(here, server_root=None, asked=wish.environment.mounts))
 
 
 async def start(context: Context, options: argparse.Namespace) -> Note:
     """Start a VM, which is made when its kernel spec says what it is, and wait until it can be used."""
     name = context.instance(options.name)
-    wish = await wish_to_start(context.limactl, name)
+    # What this process works in is not for a guest to see because it asks.
+    wish = await wish_to_start(context.limactl, name, None if context.asked_by else Path.cwd())
     guest = await context.vm(name).ensure(wish)
     await guest.forkserver.stop_when_idle(wish.idle_timeout)
     return Note(f"The VM {name} is ready.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -13,11 +14,15 @@ from typing import Any
 import pytest
 
 from lima_kernels.control import CONVERSATIONS, Control
+from lima_kernels.errors import InstanceError
 from lima_kernels.lima.limactl import Limactl
 from lima_kernels.magics import protocol
 from lima_kernels.magics.arguments import VERBS
 from lima_kernels.settings import Policy
+from lima_kernels.verbs import vms
+from lima_kernels.verbs.context import Context
 from lima_kernels.verbs.table import FUNCTIONS
+from lima_kernels.verbs.vms import wish_to_start
 from lima_kernels.vm import VM
 
 from .conftest import Machine
@@ -125,6 +130,12 @@ async def test_a_kernel_that_would_end_itself_has_to_say_so(door: Path, two_vms:
     assert (await ask(door, request("stop", "--yes")))["note"] == "The VM lima-kernels is stopped already."
 
 
+async def test_a_kernel_does_not_choose_a_port_of_its_host(door: Path, caplog: pytest.LogCaptureFixture) -> None:
+    answer = await ask(door, request("forward", "80:8888"))
+    assert message(answer) == "A kernel in a VM may not choose its host's port."
+    assert "was refused port 8888" in caplog.text
+
+
 @pytest.mark.parametrize(
     "token", ["", "x", protocol.token(b""), protocol.token(b"another key"), protocol.token(KEY).upper(), "é" * 64]
 )
@@ -222,6 +233,27 @@ async def test_all_may_ask_for_other_vms(two_vms: Machine, tmp_path: Path, caplo
 async def test_a_failure_is_the_hosts_line(door: Path, two_vms: Machine) -> None:
     two_vms.tell(fail={"list": "no such file"})
     assert "limactl list" in message(await ask(door, request("status")))
+
+
+@pytest.mark.usefixtures("spec")
+async def test_a_guest_that_starts_its_vm_again_sees_no_more_than_before(
+    two_vms: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(two_vms.notebooks)
+    wishes = [await wish_to_start(Limactl(), OWN, here) for here in (Path.cwd(), None)]
+    assert [wish.directory for wish in wishes] == [two_vms.notebooks, None]
+    asked: list[Path | None] = []
+
+    async def remember(_limactl: Limactl, _name: str, here: Path | None) -> None:
+        asked.append(here)
+        raise InstanceError("no further")
+
+    monkeypatch.setattr(vms, "wish_to_start", remember)
+    for asked_by in ("", "k1"):
+        context = Context(Limactl(), lambda name: VM(name, Limactl(), lambda _step: None), print, OWN, asked_by)
+        with pytest.raises(InstanceError):
+            await vms.start(context, argparse.Namespace(name=OWN))
+    assert asked == [two_vms.notebooks, None]
 
 
 def test_every_verb_is_somebodys() -> None:
