@@ -88,3 +88,30 @@ def test_the_extension_can_be_loaded_again_by_hand(machine: Machine) -> None:
         assert "No module" not in notebook.run("%load_ext lima_kernels")
         assert notebook.run("%%lima\necho here\n") == "here"
         assert notebook.run("import lima_kernels, sys; print([p for p in sys.path if 'kit' in p])") == "[]"
+
+
+ATTACK = """
+import os, socket
+def connected():
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(os.environ["LIMA_KERNELS_CONTROL"])
+    return sock
+flood = connected()
+sent = 0
+try:
+    for _ in range(160):
+        sent += flood.send(b"x" * 65536)
+except OSError as error:
+    print(type(error).__name__)
+flood.close()
+many = [connected() for _ in range(200)]
+for sock in many:
+    sock.close()
+"""
+
+
+def test_a_guest_that_floods_its_host_is_cut_off_and_the_host_is_well(machine: Machine) -> None:
+    with started(machine) as notebook:
+        until(lambda: answered(notebook))
+        assert notebook.run(ATTACK) in ("BrokenPipeError", "ConnectionResetError")
+        until(lambda: answered(notebook))
