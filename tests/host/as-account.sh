@@ -50,9 +50,10 @@ if [ -n "$go" ]; then
   done
 fi
 
+# A run in the background has Ctrl-C's signal ignored, and so have all its programs: the tests send it.
 status=0
 setpriv --reuid="$account" --regid="$(id -g "$account")" --init-groups --inh-caps=-all \
-  env --ignore-environment --chdir="$copy" "${variables[@]}" make "$target" </dev/null || status=$?
+  env --default-signal=INT,QUIT --ignore-environment --chdir="$copy" "${variables[@]}" make "$target" </dev/null || status=$?
 for left in build dist; do
   [ ! -d "$copy/$left" ] || rsync --archive --chown="$(id -un):" "$copy/$left/" "$checkout/$left/"
 done
