@@ -13,7 +13,8 @@ from typing import NamedTuple
 from . import instances, paths
 from .errors import ConnectionFailed, InstanceError, LimaKernelsError, PhaseTimeout
 from .guest import kernels, mounts, startup
-from .guest.connection import Connection, Endpoint, KeyStore, wait_for_connection
+from .guest.connection import Connection, Endpoint, wait_for_connection
+from .guest.host_keys import KeyStore
 from .guest.readiness import Facts, Needs, wait_until_ready
 from .instances import Wish, owner_mark, present
 from .lima import boot as lima_boot

@@ -13,7 +13,8 @@ from pathlib import Path
 import asyncssh
 import psutil
 
-from lima_kernels.guest.connection import Connection, Endpoint, KeyStore, open_connection
+from lima_kernels.guest.connection import Connection, Endpoint, open_connection
+from lima_kernels.guest.host_keys import KeyStore
 
 PATH = "/usr/bin:/bin"
 _PROGRAM = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin") or "sshd"

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import asyncssh
 
 from ..errors import ConnectionFailed, GuestError, HostError, HostKeyChanged
 from .ends import Peer, Receiver
 from .host_keys import KeyStore
-
-__all__ = ["Connection", "Ended", "Endpoint", "KeyStore", "Pipe", "Process", "open_connection", "wait_for_connection"]
 
 # As Lima itself prefers: AES in hardware, and the fastest of all in an emulated guest.
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes128-ctr")
@@ -29,7 +27,7 @@ KEEPALIVE_COUNT = 8
 # Bytes. A packet of SSH is 32 KiB; what is handed on at once bounds how long one stream keeps the others waiting.
 CHUNK = 256 * 1024
 
-
+T = TypeVar("T")
 Channel = asyncssh.SSHUNIXChannel[bytes] | asyncssh.SSHTCPChannel[bytes]
 
 
@@ -213,6 +211,16 @@ class Output(NamedTuple):
             return await self.reader.read(limit)
 
 
+async def _opened(opening: Coroutine[Any, Any, tuple[Any, T]]) -> tuple[Any, T]:
+    """Open a channel. One whose caller is cancelled meanwhile is closed when it opens: asyncssh would forget it."""
+    task = asyncio.ensure_future(opening)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(lambda done: done.cancelled() or done.exception() or done.result()[0].abort())
+        raise
+
+
 class Connection:
     """An open connection to a guest.
 
@@ -260,7 +268,7 @@ class Connection:
         :raises ConnectionFailed: when it cannot be started.
         """
         with translated("Running a command in the guest"):
-            channel, session = await self._ssh.create_session(_ClientProcess, command, encoding=None)
+            channel, session = await _opened(self._ssh.create_session(_ClientProcess, command, encoding=None))
         assert isinstance(session, _ClientProcess)
         try:
             yield Process(session)
@@ -281,7 +289,7 @@ class Connection:
         :raises ConnectionFailed: when nobody listens there.
         """
         with translated(f"Connecting to {path} in the guest"):
-            channel, _ = await self._ssh.create_unix_connection(lambda: _Session(receiver), path)
+            channel, _ = await _opened(self._ssh.create_unix_connection(lambda: _Session(receiver), path))
         return Pipe(channel)
 
     async def join(self, target: int | str, peer: Peer) -> None:
@@ -291,9 +299,9 @@ class Connection:
         """
         with translated(f"Connecting to {target} in the guest"):
             if isinstance(target, int):
-                await self._ssh.create_connection(lambda: _PeerSession(peer), "localhost", target)
+                await _opened(self._ssh.create_connection(lambda: _PeerSession(peer), "localhost", target))
             else:
-                await self._ssh.create_unix_connection(lambda: _PeerSession(peer), target)
+                await _opened(self._ssh.create_unix_connection(lambda: _PeerSession(peer), target))
 
     async def listen_unix(self, path: str, accept: Callable[[], Peer]) -> Callable[[], None]:
         """Listen on a unix socket in the guest, for its user only; returns what ends that.

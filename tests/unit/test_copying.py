@@ -578,7 +578,8 @@ _DOWNLOAD = """
 import asyncio, sys
 from pathlib import Path
 from lima_kernels.errors import HostError
-from lima_kernels.guest.connection import Endpoint, KeyStore, open_connection
+from lima_kernels.guest.connection import Endpoint, open_connection
+from lima_kernels.guest.host_keys import KeyStore
 from lima_kernels.guest.download import download
 port, user, root, source, small = sys.argv[1:]
 async def main():

@@ -18,8 +18,9 @@ import pytest
 
 from lima_kernels.errors import ConfigurationError, ConnectionFailed, GuestError
 from lima_kernels.guest.background import State, background_status, end_background, start_in_background
-from lima_kernels.guest.connection import Connection, Ended, KeyStore, open_connection
+from lima_kernels.guest.connection import Connection, Ended, open_connection
 from lima_kernels.guest.execution import Script, execute
+from lima_kernels.guest.host_keys import KeyStore
 from tests.sshd import Sshd, connected, running
 
 LIMIT = 30.0
