@@ -89,14 +89,20 @@ class Added:
                 (few / file.name).symlink_to(file)
         self.guest.path = str(few)
 
-    def kill_forkserver(self) -> None:
-        """Kill the guest's forkserver and start it again, as systemd does."""
+    def forkserver(self) -> psutil.Process:
+        """Return the guest's forkserver."""
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 words = process.cmdline()
                 if "--socket" in words and str(self.machine.guest_home) in " ".join(words) and process.ppid() == 1:
-                    process.kill()
-                    process.wait(10)
+                    return process
+        raise AssertionError("there is no forkserver")
+
+    def kill_forkserver(self) -> None:
+        """Kill the guest's forkserver; who misses it starts it again."""
+        process = self.forkserver()
+        process.kill()
+        process.wait(10)
 
     def records(self) -> list[Path]:
         return sorted(paths.mounts_directory(NAME).glob("*.json"))
@@ -188,6 +194,21 @@ def test_an_sshfs_that_was_killed_leaves_nothing(added: Added) -> None:
     assert main(["mount", "add", str(added.directory)]) == 0
     psutil.Process(added.sshfs()).kill()
     until(nothing_left(added))
+
+
+def test_what_ended_with_the_guest_is_not_mounted_again(added: Added) -> None:
+    assert main(["mount", "add", str(added.directory)]) == 0
+    for process in added.servers():
+        process.kill()
+        process.wait(10)
+    # Both at once, as in a guest that loses its power.
+    added.forkserver().suspend()
+    psutil.Process(added.sshfs()).kill()
+    added.kill_forkserver()
+    # The next forkserver finds the record of a mount that is kept, and no sshfs.
+    with started(added.machine):
+        until(lambda: not list(added.machine.guest_home.glob(".lima-kernels/*/m/*.json")))
+        assert not added.is_mounted()
 
 
 def test_a_kernel_outlives_its_server_with_its_directory(added: Added) -> None:

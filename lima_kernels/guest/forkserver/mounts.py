@@ -115,6 +115,8 @@ class Mounts:
                 if _is_served(mount.source):
                     mount.state = State.MOUNTED
                 else:
+                    # As after a boot: whoever used it is gone with it, or is told, and asks for it anew.
+                    mount.users.clear()
                     self._end(mount)
 
     def is_mounted(self, path: str) -> bool:
