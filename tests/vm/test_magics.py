@@ -120,6 +120,7 @@ def test_what_it_costs(shell: InteractiveShell, figures: Figures) -> None:
     assert status < plain
 
 
+@pytest.mark.long
 def test_a_large_file_is_copied_both_ways(shell: InteractiveShell, notebooks: Path, figures: Figures) -> None:
     size = 100 * MEBIBYTE
     source = notebooks.parent / "large"
@@ -177,6 +178,7 @@ def test_verbs_that_look(shell: InteractiveShell) -> None:
     assert shell.run_line_magic("lima", "disk list") == []
 
 
+@pytest.mark.long
 def test_verbs_on_a_stopped_vm(shell: InteractiveShell, start: Start) -> None:
     """edit, snapshot, clone, disk: on the real limactl."""
 
