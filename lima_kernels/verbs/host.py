@@ -24,8 +24,6 @@ from .table import FUNCTIONS
 T = TypeVar("T")
 # Seconds between two looks at the clock, for whoever shows how long it takes.
 TICK = 0.5
-# Output that a cell has not shown yet, in chunks: beyond it the script has to wait.
-_WAITING = 64
 
 
 class _Conversation:
