@@ -27,6 +27,8 @@ fi
 # After uidmap: useradd then gives the subordinate user ids that mmdebstrap works with.
 id "$account" >/dev/null 2>&1 || useradd --create-home --shell /bin/bash "$account"
 home=$(getent passwd "$account" | cut -d: -f6)
+# A machine that is put back to an earlier state may know the account and have lost its home.
+[ -d "$home" ] || install --directory --mode=700 --owner="$account" --group="$(id -gn "$account")" "$home"
 copy=$home/lima-kernels
 rsync --archive --delete --chown="$account:" \
   --exclude=.git --exclude=/build --exclude=/dist --exclude=/.venv --exclude=node_modules --exclude='.*_cache' \
