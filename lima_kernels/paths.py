@@ -128,6 +128,11 @@ def mount_server_log(instance: str) -> Path:
     return instance_state(instance) / "mount-server.log"
 
 
+def starts_file(instance: str) -> Path:
+    """How long starts of an instance took."""
+    return instance_state(instance) / "starts.json"
+
+
 def lock_file(instance: str) -> Path:
     """What a process holds while it makes, boots, stops or deletes an instance."""
     return instance_state(instance) / "lock"

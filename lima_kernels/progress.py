@@ -55,12 +55,24 @@ def holder(file: Path) -> Holder | None:
 
 
 class Step(NamedTuple):
-    """One phase that has begun; ``elapsed`` is in seconds since the start began."""
+    """One phase that has begun.
+
+    :param elapsed: seconds since the start began.
+    :param expected: seconds that such a start took before; None when there was none.
+    """
 
     instance: str
     phase: Phase
     elapsed: float
     detail: str = ""
+    expected: float | None = None
+
+    @property
+    def text(self) -> str:
+        """What a person reads: the phase, and how long all of them took before."""
+        detail = f" ({self.detail})" if self.detail else ""
+        expected = f", {self.expected:.0f} s the last times" if self.expected else ""
+        return f"{self.instance}: {self.phase.value}{detail}{expected}"
 
 
 Listener = Callable[[Step], None]
@@ -72,6 +84,8 @@ class Progress:
     def __init__(self, instance: str, listener: Listener) -> None:
         self.instance = instance
         self.phase = Phase.CHECK
+        # Seconds that such a start took before, where that is known.
+        self.expected: float | None = None
         self._listener = listener
         self._began = time.monotonic()
         self._file: Path | None = None
@@ -79,12 +93,18 @@ class Progress:
     def restart(self) -> None:
         """Begin to count elapsed time anew."""
         self._began = time.monotonic()
+        self.expected = None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start began."""
+        return time.monotonic() - self._began
 
     def enter(self, phase: Phase, detail: str = "") -> None:
         """Say that a phase begins."""
         self.phase = phase
         self._share()
-        self._listener(Step(self.instance, phase, time.monotonic() - self._began, detail))
+        self._listener(Step(self.instance, phase, self.elapsed, detail, self.expected))
 
     @contextlib.contextmanager
     def shared(self, file: Path) -> Iterator[None]:

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from . import instances, paths
+from . import history, instances, paths
 from .errors import ConnectionFailed, InstanceError, LimaKernelsError, PhaseTimeout
 from .guest import kernels, mounts, startup
 from .guest.connection import Connection, Endpoint, wait_for_connection
@@ -23,6 +23,7 @@ from .lima.limactl import Limactl
 from .lima.models import Instance, Status
 from .locks import locked
 from .progress import Listener, Phase, Progress
+from .starting import Ended, Limit
 
 logger = logging.getLogger(__name__)
 
@@ -51,35 +52,6 @@ class Live(NamedTuple):
 
     instance: Instance
     guest: Guest
-
-
-class _Ended(Exception):
-    """The VM's host agent ended while we were on our way to the guest: it has to be looked at anew.
-
-    :param pid: the process that ended, 0 when it was not seen.
-    """
-
-    def __init__(self, pid: int = 0) -> None:
-        super().__init__()
-        self.pid = pid
-
-
-class _Limit:
-    """The time that a start has: first until the instance exists, then, counted once, until its guest is ready."""
-
-    def __init__(self, wish: Wish, timer: asyncio.Timeout) -> None:
-        self.name, self.seconds = "create_timeout", wish.create_timeout
-        self._boot_timeout = wish.boot_timeout
-        self._timer = timer
-
-    def exists(self) -> None:
-        """Say that the instance exists."""
-        if self.name != "boot_timeout":
-            self.name, self.seconds = "boot_timeout", self._boot_timeout
-            self._timer.reschedule(asyncio.get_running_loop().time() + self.seconds)
-
-    def expired(self) -> bool:
-        return self._timer.expired()
 
 
 class VM:
@@ -130,10 +102,10 @@ class VM:
             if self._guest is not None and not self._guest.is_lost():
                 return self._guest
             self.progress.restart()
-            limit: _Limit | None = None
+            limit: Limit | None = None
             try:
                 async with asyncio.timeout(wish.create_timeout) as timer:
-                    limit = _Limit(wish, timer)
+                    limit = Limit(wish, timer)
                     return await self._prepare(wish, limit)
             except TimeoutError as error:
                 assert limit is not None
@@ -154,15 +126,15 @@ class VM:
         """Tell whether the guest, once it is reached, shows a directory since it booted."""
         return any(mounts.holds(shown, directory) for shown in self._shown)
 
-    async def _prepare(self, wish: Wish, limit: _Limit) -> Guest:
+    async def _prepare(self, wish: Wish, limit: Limit) -> Guest:
         while True:
             try:
                 return await self._attempt(wish, limit)
-            except _Ended as ended:
+            except Ended as ended:
                 self._unseen = ended.pid
                 logger.warning("The VM %r stopped, or lost its host agent, while it was started; again.", self.name)
 
-    async def _attempt(self, wish: Wish, limit: _Limit) -> Guest:
+    async def _attempt(self, wish: Wish, limit: Limit) -> Guest:
         async with AsyncExitStack() as stack:
             self.progress.enter(Phase.CHECK)
             await self._limactl.version()
@@ -174,7 +146,9 @@ class VM:
                 await self.disconnect()
                 limit.exists()
                 boot = None
+                kind = history.Kind.CREATE if created else history.Kind.BOOT
                 if not instance.is_up:
+                    self.progress.expected = history.expected(self.name, kind)
                     self.progress.enter(Phase.BOOT)
                     ours: list[Instance] = []
                     stack.push_async_exit(self._undo_boot(created, limit, ours))
@@ -185,7 +159,10 @@ class VM:
                 instance = await self._with_port(boot)
                 if boot is not None:
                     ours.append(instance)
-            return self._keep(stack, await self._reach(stack, instance, wish, boot), instance)
+            guest = self._keep(stack, await self._reach(stack, instance, wish, boot), instance)
+            if boot is not None:
+                history.note(self.name, kind, self.progress.elapsed)
+            return guest
 
     def _keep(self, stack: AsyncExitStack, guest: Guest, instance: Instance) -> Guest:
         """Make a guest the one that all kernels share."""
@@ -195,7 +172,7 @@ class VM:
         self._shown = tuple(Path(mount.location) for mount in mounts.at_same_path(instance.config.mounts))
         return guest
 
-    def _undo_boot(self, created: bool, limit: _Limit, ours: list[Instance]) -> Callable[..., Awaitable[None]]:
+    def _undo_boot(self, created: bool, limit: Limit, ours: list[Instance]) -> Callable[..., Awaitable[None]]:
         """What to do when the block of a boot ends by an error: a VM that does not boot is not left half-started.
 
         One that boots but lacks something is left for a look at it, and so is one whose start was merely cancelled.
@@ -232,7 +209,7 @@ class VM:
                         # Raises when it failed.
                         await boot.finished
                     if instance.status is Status.STOPPED:
-                        raise _Ended
+                        raise Ended
                     await asyncio.sleep(0.2)
         except TimeoutError as error:
             raise InstanceError(
@@ -256,7 +233,7 @@ class VM:
             # A guest that shuts down is no longer as it should be.
             agent = instance.host_agent_pid
             if ending.is_stopping(instance.dir) or not (hostagent.is_alive(agent) or agent in (0, self._unseen)):
-                raise _Ended(agent) from None
+                raise Ended(agent) from None
             raise
         finally:
             for task in (work, watch):
@@ -267,7 +244,7 @@ class VM:
         """Wait until the VM can no longer come up, for whoever waits for it.
 
         :raises InstanceError: when our boot of it failed.
-        :raises _Ended: when its host agent, or the VM itself where that has none, has ended.
+        :raises Ended: when its host agent, or the VM itself where that has none, has ended.
         """
         if boot is not None:
             await boot.finished
@@ -275,7 +252,7 @@ class VM:
         if pid in (0, self._unseen):
             await asyncio.get_running_loop().create_future()
         await hostagent.gone(pid)
-        raise _Ended(pid)
+        raise Ended(pid)
 
     def _warn_without_host_agent(self, instance: Instance) -> None:
         if instance.status is not Status.RUNNING and self._warned != instance.driver_pid:

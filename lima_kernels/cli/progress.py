@@ -32,5 +32,4 @@ def watching() -> Iterator[None]:
 
 
 def _text(step: Step) -> str:
-    detail = f" ({step.detail})" if step.detail else ""
-    return f"{step.elapsed:5.1f} s  {step.instance}: {step.phase.value}{detail}"
+    return f"{step.elapsed:5.1f} s  {step.text}"

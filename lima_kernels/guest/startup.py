@@ -91,16 +91,20 @@ class Layout:
         self.socket = f"{self.root}/socket"
         self.unit = f"lima-kernels-{facts.uid}-{version}"
 
+    def directory(self, kernel: str) -> str:
+        """Return where a kernel has its files and sockets."""
+        return f"{self.root}/k/{kernel}"
+
     def control(self, kernel: str) -> str:
         """Return the socket on which a kernel asks its host."""
-        return f"{self.root}/k/{kernel}/control"
+        return f"{self.directory(kernel)}/control"
 
     def channels(self, kernel: str) -> str:
         """Return the prefix of a kernel's five sockets.
 
         :raises GuestError: when the guest's home is too long a path for unix sockets.
         """
-        prefix = f"{self.root}/k/{kernel}/c"
+        prefix = f"{self.directory(kernel)}/c"
         if len(prefix.encode()) + 2 > paths.UNIX_PATH_MAX_GUEST:
             raise GuestError(
                 f"The path {prefix} is too long for a unix socket in the guest: "

@@ -61,6 +61,12 @@ _SIZES = (
     Argument("--memory", metavar="SIZE", help="its memory, such as 4GiB; a bare number is GiB"),
     Argument("--disk", metavar="SIZE", help="its disk's size; it can only grow"),
 )
+_VARIABLES = Argument("variables", nargs="+", metavar="VAR", help="a variable's name")
+_WHICH = "its notebook's name, or the beginning of its own as `kernels` shows it"
+_PICKLE = Argument("--pickle", action="store_true", help="also what only pickle keeps: each side runs what it is sent")
+_WAIT = Argument(
+    "--timeout", type=_seconds, default=60.0, metavar="SECONDS", help="for a kernel that is busy (default: %(default)g)"
+)
 
 
 def _action(*choices: str) -> Argument:
@@ -181,6 +187,28 @@ VERBS: Mapping[str, Verb] = {
     "env": Verb("set what a template offers, such as DOCKER_HOST, in this kernel", "env", (_NAME,)),
     "kernels": Verb("the kernels that live in a VM", "kernels", (_NAME,)),
     "doctor": Verb("check what this machine needs, and say how to mend it", "doctor"),
+    "push": Verb(
+        "copy variables of this kernel into a kernel that lives in a VM",
+        "push frame --to analysis.ipynb",
+        (
+            _VARIABLES,
+            Argument("--to", dest="kernel", required=True, metavar="KERNEL", help=_WHICH),
+            _PICKLE,
+            _WAIT,
+            _INSTANCE,
+        ),
+    ),
+    "pull": Verb(
+        "copy variables of a kernel that lives in a VM into this one",
+        "pull frame --from analysis.ipynb",
+        (
+            _VARIABLES,
+            Argument("--from", dest="kernel", required=True, metavar="KERNEL", help=_WHICH),
+            _PICKLE,
+            _WAIT,
+            _INSTANCE,
+        ),
+    ),
     "use": Verb(
         "say which instance is meant when none is named", "use default", (Argument("name", nargs="?", metavar="NAME"),)
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from .results import Result
 
@@ -59,6 +59,21 @@ class Script(NamedTuple):
     here: str
     env: Mapping[str, str]
     timeout: float | None
+
+
+class Transfer(NamedTuple):
+    """Variables that go to a kernel in a VM, or come from it.
+
+    :param kernel: the beginning of its name, or its notebook's name.
+    :param pickle: what only pickle keeps goes, too.
+    :param timeout: seconds for the kernel to answer.
+    """
+
+    instance: str
+    kernel: str
+    variables: Sequence[str]
+    pickle: bool
+    timeout: float
 
 
 class Watcher(Protocol):
@@ -117,6 +132,18 @@ class Backend(Protocol):
         """Run a cell to its end.
 
         :raises LimaError: when it cannot be run, or not to its end.
+        """
+
+    def push(self, transfer: Transfer, namespace: Mapping[str, Any], watcher: Watcher) -> None:
+        """Copy variables into a kernel.
+
+        :raises LimaError: when they cannot be, or the kernel does not take them.
+        """
+
+    def pull(self, transfer: Transfer, watcher: Watcher) -> Mapping[str, Any]:
+        """Return variables of a kernel.
+
+        :raises LimaError: when they cannot be had.
         """
 
     def start(self, script: Script) -> Started:

@@ -12,13 +12,13 @@ import socket
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import magic, protocol
 from .arguments import parser_of
-from .backend import Call, Ended, LimaError, Script, Sink, Started, Watcher
+from .backend import Call, Ended, LimaError, Script, Sink, Started, Transfer, Watcher
 from .results import Note, Result
 
 # Seconds: between two looks at the clock, and for a script's programs to end by themselves.
@@ -70,6 +70,14 @@ class GuestBackend:
         except (OSError, ValueError, TypeError) as error:
             raise LimaError(f"This VM's host could not be asked: {error}.", _NO_CONTROL) from None
         raise LimaError(f"The host hung up before it said how `{call.verb}` ended.", "See: %lima status")
+
+    def push(self, transfer: Transfer, namespace: Mapping[str, Any], watcher: Watcher) -> None:
+        """Refuse: a guest's kernel reaches no other kernel."""
+        raise LimaError(_NO_OTHERS)
+
+    def pull(self, transfer: Transfer, watcher: Watcher) -> Mapping[str, Any]:
+        """Refuse: a guest's kernel reaches no other kernel."""
+        raise LimaError(_NO_OTHERS)
 
     # Cells
 
@@ -128,6 +136,7 @@ class GuestBackend:
                 raise LimaError(f"The script cannot be run: {error.strerror}: {error.filename}.") from None
 
 
+_NO_OTHERS = "A kernel in a VM reaches no other kernel: push and pull are for a kernel of the host."
 _NO_CONTROL = "Is this kernel's trait `control` off, or was its Jupyter server stopped?"
 
 

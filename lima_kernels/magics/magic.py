@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, closing
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from .arguments import (
     filled,
     parser_of,
 )
-from .backend import Backend, Call, Ended, LimaError, Script
+from .backend import Backend, Call, Ended, LimaError, Script, Transfer, Watcher
 from .results import Note, Result, Table
 from .showing import Captured, Kept, Notebook, Shown, Terminal
 
@@ -107,16 +108,37 @@ class LimaMagics(Magics):
             return self._use(options.name)
         if verb == "shell":
             return self._shell(options)
-        watcher = Notebook(display) if hasattr(self.shell, "kernel") else Terminal(sys.stderr)
+        if verb in ("push", "pull"):
+            return self._transfer(verb, options)
         try:
-            result = self._backend.run(Call(verb, arguments, self._default()), watcher)
+            with self._watcher() as watcher:
+                result = self._backend.run(Call(verb, arguments, self._default()), watcher)
         except UsageError as error:
             raise IPythonUsageError(str(error)) from None
-        finally:
-            watcher.close()
         if verb == "env" and isinstance(result, Table):
             os.environ.update({str(row["name"]): str(row["value"]) for row in result})
         return result
+
+    def _watcher(self) -> AbstractContextManager[Watcher]:
+        """Return what shows what is going on, and is gone when it is over."""
+        return closing(Notebook(display) if hasattr(self.shell, "kernel") else Terminal(sys.stderr))
+
+    def _transfer(self, verb: str, options: Any) -> Note:
+        assert self.shell is not None
+        transfer = Transfer(
+            instance=options.name or self._default(),
+            kernel=options.kernel,
+            variables=options.variables,
+            pickle=options.pickle,
+            timeout=options.timeout,
+        )
+        names = ", ".join(options.variables)
+        with self._watcher() as watcher:
+            if verb == "push":
+                self._backend.push(transfer, self.shell.user_ns, watcher)
+                return Note(f"Copied {names} to {options.kernel}.")
+            self.shell.user_ns.update(self._backend.pull(transfer, watcher))
+        return Note(f"Copied {names} from {options.kernel}.")
 
     def _use(self, name: str | None) -> Note:
         if name is not None:

@@ -36,7 +36,8 @@ def _end(text: str, default: str) -> _End:
     return _End(found["name"] or default, found["path"] or "~")
 
 
-def _bar(progress: CopyProgress) -> str:
+def progress_bar(progress: CopyProgress) -> str:
+    """Return how far a copy is, in a line."""
     if not progress.total:
         return f"{progress.source}: {shown(progress.done)}"
     share = min(1.0, progress.done / progress.total)
@@ -62,7 +63,7 @@ async def copy(context: Context, options: argparse.Namespace) -> Note:
         )
 
     def on_progress(progress: CopyProgress) -> None:
-        context.say(_bar(progress))
+        context.say(progress_bar(progress))
 
     name = target.instance or next(iter(origins))
     assert name is not None

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import queue
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+import tempfile
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, TypeVar
 
 from .. import paths
 from ..errors import LimaKernelsError
 from ..lima.limactl import Limactl
+from ..magics import values
 from ..magics.arguments import parser_of
-from ..magics.backend import Call, Ended, LimaError, Script, Sink, Started, Watcher
+from ..magics.backend import Call, Ended, LimaError, Script, Sink, Started, Transfer, Watcher
 from ..magics.results import Result
-from ..progress import Phase, Step
+from ..progress import Phase
 from ..runtime import runtime
 from ..settings import DEFAULT_INSTANCE
 from . import scripts
+from . import values as transfers
 from .context import Context
 from .table import FUNCTIONS
 
@@ -58,11 +62,6 @@ def _translated() -> Iterator[None]:
         raise LimaError(error.message, error.hint, error.context) from None
 
 
-def _spoken(step: Step) -> str:
-    detail = f" ({step.detail})" if step.detail else ""
-    return "" if step.phase is Phase.READY else f"{step.instance}: {step.phase.value}{detail}"
-
-
 class HostBackend:
     """Does what a cell of this process asks for."""
 
@@ -77,17 +76,42 @@ class HostBackend:
     def run(self, call: Call, watcher: Watcher) -> Result:
         """Do what a verb says."""
         options = parser_of(call.verb).parse_args(list(call.arguments))
+        return self._done(lambda context: FUNCTIONS[call.verb](context, options), call.default, watcher)
+
+    def _done(self, work: Callable[[Context], Awaitable[T]], default: str, watcher: Watcher) -> T:
+        """Do something in the I/O thread, and show meanwhile what it says."""
         conversation = _Conversation()
 
         def say(text: str) -> None:
             conversation.say(lambda: watcher.step(text))
 
-        async def work() -> Result:
-            context = Context(Limactl(), runtime().vm, say, call.default)
-            return await FUNCTIONS[call.verb](context, options)
+        async def begun() -> T:
+            return await work(Context(Limactl(), runtime().vm, say, default))
 
-        with _translated(), runtime().listening(lambda step: say(_spoken(step))):
-            return self._waited(work(), conversation, watcher.tick)
+        with _translated(), runtime().listening(lambda step: say(step.text if step.phase is not Phase.READY else "")):
+            return self._waited(begun(), conversation, watcher.tick)
+
+    def push(self, transfer: Transfer, namespace: Mapping[str, Any], watcher: Watcher) -> None:
+        """Copy variables into a kernel."""
+
+        def done(work: Callable[[Context], Awaitable[T]]) -> T:
+            return self._done(work, transfer.instance, watcher)
+
+        known = done(lambda context: transfers.formats(context, transfer))
+        with tempfile.TemporaryDirectory(prefix="lima-values-") as work:
+            directory = Path(work) / "values"
+            directory.mkdir()
+            # In this thread: they are this kernel's, and its cell's.
+            values.export(namespace, transfer.variables, directory, known)
+            done(lambda context: transfers.push(context, transfer, directory, known))
+
+    def pull(self, transfer: Transfer, watcher: Watcher) -> Mapping[str, Any]:
+        """Return variables of a kernel."""
+        known = [*values.formats(), values.PICKLE] if transfer.pickle else values.formats()
+        with tempfile.TemporaryDirectory(prefix="lima-values-") as work:
+            into = Path(work) / "values"
+            self._done(lambda context: transfers.pull(context, transfer, into, known), transfer.instance, watcher)
+            return values.take(into, transfer.variables, known)
 
     @staticmethod
     def _waited(work: Coroutine[Any, Any, T], conversation: _Conversation, tick: Callable[[], None]) -> T:

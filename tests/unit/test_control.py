@@ -257,4 +257,4 @@ async def test_a_guest_that_starts_its_vm_again_sees_no_more_than_before(
 
 
 def test_every_verb_is_somebodys() -> None:
-    assert set(VERBS) - set(FUNCTIONS) == {"use", "shell"}
+    assert set(VERBS) - set(FUNCTIONS) == {"use", "shell", "push", "pull"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.server
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -13,6 +14,8 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
@@ -252,3 +255,42 @@ def test_nothing_of_a_cell_is_left_in_the_io_thread(lima: Any, shell: Interactiv
     assert made is not None
     names = [task.get_coro().__qualname__ for task in asyncio.all_tasks(made._loop)]
     assert not [name for name in names if "execute" in name or "_Run" in name]
+
+
+def test_variables_go_to_a_guests_kernel_and_come_back(lima: Any, shell: InteractiveShell, machine: Machine) -> None:
+    shell.user_ns["frame"] = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
+    shell.user_ns["array"] = np.arange(5)
+    session = str(machine.notebooks / "analysis.ipynb")
+    with started(machine, env={"JPY_SESSION_NAME": session}) as notebook:
+        assert lima("push frame array --to analysis.ipynb") == "Copied frame, array to analysis.ipynb."
+        notebook.run("frame['a'] += int(array.sum()); text = 'from the guest'")
+        lima("pull frame text --from analysis.ipynb")
+        assert list(shell.user_ns["frame"]["a"]) == [11, 12]
+        assert shell.user_ns["text"] == "from the guest"
+        with pytest.raises(LimaError, match="There is no variable 'nothing'"):
+            lima("pull nothing --from analysis.ipynb")
+        notebook.run("odd = {1, 2}")
+        with pytest.raises(LimaError, match="pickle only"):
+            lima("pull odd --from analysis.ipynb")
+        lima("pull odd --from analysis.ipynb --pickle")
+        assert shell.user_ns["odd"] == {1, 2}
+        with pytest.raises(LimaError, match="one is meant"):
+            lima("pull x --from other.ipynb")
+        notebook.begin("import time; time.sleep(3)")
+        with pytest.raises(LimaError, match=r"did not answer within 0\.5 s"):
+            lima("pull text --from analysis.ipynb --timeout 0.5")
+        notebook.reply()
+    assert not list(machine.guest_home.glob(".lima-kernels/values-*"))
+
+
+def test_variables_reach_a_kernel_behind_ports(lima: Any, shell: InteractiveShell, machine: Machine) -> None:
+    shell.user_ns["x"] = [1, 2]
+    with started(machine, transport="tcp") as notebook:
+        (kernel,) = lima("kernels")
+        with pytest.raises(LimaError, match="has no connection file in"):
+            lima(f"push x --to {kernel['kernel'][:6]}")
+        # Where a Jupyter server keeps it.
+        (machine.root / "run").mkdir(exist_ok=True)
+        shutil.copy(notebook.manager.connection_file, machine.root / "run" / "kernel-x.json")
+        lima(f"push x --to {kernel['kernel'][:6]}")
+        assert notebook.run("print(x)") == "[1, 2]"

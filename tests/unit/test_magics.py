@@ -6,8 +6,9 @@ import os
 import pickle
 import shlex
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from IPython.core.completer import provisionalcompleter
@@ -16,7 +17,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from lima_kernels.magics import completion, magic
 from lima_kernels.magics.arguments import VERBS, parser_of
-from lima_kernels.magics.backend import Call, Ended, LimaError, Script, Sink, Started, Watcher
+from lima_kernels.magics.backend import Call, Ended, LimaError, Script, Sink, Started, Transfer, Watcher
 from lima_kernels.magics.magic import ScriptFailed
 from lima_kernels.magics.results import Note, Result, Table
 from lima_kernels.magics.showing import SHOWN_BYTES
@@ -32,6 +33,7 @@ class Backend:
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.scripts: list[Script] = []
+        self.transfers: list[tuple[Transfer, dict[str, Any]]] = []
         self.stdout = b""
         self.stderr = b""
         self.code = 0
@@ -46,6 +48,12 @@ class Backend:
 
     def instances(self) -> Sequence[str]:
         return ["default", "docker", "ours"]
+
+    def push(self, transfer: Transfer, namespace: Mapping[str, Any], watcher: Watcher) -> None:
+        self.transfers.append((transfer, {name: namespace[name] for name in transfer.variables}))
+
+    def pull(self, transfer: Transfer, watcher: Watcher) -> Mapping[str, Any]:
+        return dict.fromkeys(transfer.variables, "pulled")
 
     def execute(self, script: Script, sink: Sink) -> Ended:
         self.scripts.append(script)
@@ -269,6 +277,14 @@ def test_one_command_line(shell: InteractiveShell, backend: Backend) -> None:
     shell.run_line_magic("lima", "shell --instance docker echo -n 'a b' $HOME")
     (script,) = backend.scripts
     assert (script.instance, script.text) == ("docker", "echo -n 'a b' '$HOME'")
+
+
+def test_variables_go_and_come(shell: InteractiveShell, backend: Backend) -> None:
+    shell.user_ns["x"] = 1
+    assert shell.run_line_magic("lima", "push x --to note.ipynb --timeout 5") == "Copied x to note.ipynb."
+    assert backend.transfers == [(Transfer("ours", "note.ipynb", ["x"], False, 5.0), {"x": 1})]
+    assert shell.run_line_magic("lima", "pull a b --from k1 --pickle") == "Copied a, b from k1."
+    assert (shell.user_ns["a"], shell.user_ns["b"]) == ("pulled", "pulled")
 
 
 # Completion

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
@@ -168,6 +170,18 @@ def test_directories_ports_and_sockets(shell: InteractiveShell, notebooks: Path)
     for made in (tree, notebooks.parent / "came back"):
         shutil.rmtree(made)
     assert 22 in [row["port"] for row in shell.run_line_magic("lima", "ports")]
+
+
+def test_variables_go_to_a_kernel_in_the_vm_and_come_back(shell: InteractiveShell, start: Start) -> None:
+    notebook = start()
+    (kernel,) = shell.run_line_magic("lima", "kernels")
+    shell.user_ns |= {"frame": pd.DataFrame({"a": [1, 2], "b": ["x", "é"]}), "array": np.arange(100_000)}
+    shell.run_line_magic("lima", f"push frame array --to {kernel['kernel']}")
+    notebook.run("frame['a'] += len(array); doubled = array * 2")
+    shell.run_line_magic("lima", f"pull frame doubled --from {kernel['kernel']}")
+    assert shell.user_ns["frame"].to_dict("list") == {"a": [100_001, 100_002], "b": ["x", "é"]}
+    assert shell.user_ns["doubled"].sum() == np.arange(100_000).sum() * 2
+    assert guest_shell("ls -d ~/.lima-kernels/values-* 2>/dev/null || true") == ""
 
 
 def test_verbs_that_look(shell: InteractiveShell) -> None:
