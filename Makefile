@@ -64,7 +64,7 @@ check: $(VENV)/installed
 
 .PHONY: test
 test: check setup
-	pytest -m 'not long' tests/vm
+	pytest -m 'not long' --durations=40 --durations-min=8 tests/vm
 
 .PHONY: test-full
 test-full: check setup
