@@ -19,12 +19,13 @@ help:
 	@echo 'make check      lint, types, unit tests: minutes, no VM'
 	@echo 'make test       check, and the tests on a real VM'
 	@echo 'make test-full  test, and what takes longer'
+	@echo 'make front-end  build the panels and the JupyterLab extension, where Node is'
 	@echo 'make wheel      build the wheel into dist/'
 
 ifeq ($(shell id -u),0)
 
-.PHONY: demo check test test-full wheel setup
-demo check test test-full wheel setup:
+.PHONY: demo check test test-full wheel setup front-end
+demo check test test-full wheel setup front-end:
 	tests/host/as-account.sh $(ACCOUNT) $@
 
 else
@@ -32,10 +33,21 @@ else
 .PHONY: setup
 setup: $(VENV)/installed limactl image kernelspec
 
-$(VENV)/installed: pyproject.toml
+# What the front end is built of: the build itself (hatch_build.py) leaves out what is built already.
+FRONT_END := $(wildcard widgets/*.json widgets/*.mjs) $(shell find widgets/src widgets/style widgets/schema -type f)
+
+$(VENV)/installed: pyproject.toml hatch_build.py $(FRONT_END)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
+
+.PHONY: front-end
+front-end: $(VENV)/installed
+
+# The build installs them too, where it has anything to build.
+widgets/node_modules/.package-lock.json: widgets/package-lock.json
+	@command -v npm >/dev/null || { echo 'The front end is checked by Node 20.19 or newer, with npm on the PATH.' >&2; exit 1; }
+	npm --prefix widgets ci --loglevel=error
 
 .PHONY: limactl image kernelspec
 limactl:
@@ -56,10 +68,11 @@ demo: setup
 	@echo "The executed notebook: $(CURDIR)/build/01-first-kernel.ipynb"
 
 .PHONY: check
-check: $(VENV)/installed
+check: $(VENV)/installed widgets/node_modules/.package-lock.json
 	ruff check .
 	ruff format --check .
 	mypy
+	npm --prefix widgets run --silent check
 	pytest --numprocesses 2 --dist worksteal -m 'not long' tests/unit
 
 .PHONY: test

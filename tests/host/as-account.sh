@@ -5,9 +5,11 @@ set -euo pipefail
 account=$1 target=$2
 checkout=$(cd "$(dirname "$0")/../.." && pwd)
 
-packages=(qemu-system-x86 qemu-utils ovmf ipxe-qemu seabios mmdebstrap uidmap openssh-client openssh-server
+packages=(chromium qemu-system-x86 qemu-utils ovmf ipxe-qemu seabios mmdebstrap uidmap openssh-client openssh-server
   openssh-sftp-server
   e2fsprogs rsync git make python3 python3-venv ca-certificates)
+# A Node that is there already may come from elsewhere, with its own npm.
+command -v npm >/dev/null || packages+=(nodejs npm)
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query --show --showformat='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
@@ -32,14 +34,18 @@ home=$(getent passwd "$account" | cut -d: -f6)
 copy=$home/lima-kernels
 rsync --archive --delete --chown="$account:" \
   --exclude=.git --exclude=/build --exclude=/dist --exclude=/.venv --exclude=node_modules --exclude='.*_cache' \
+  --exclude=/lima_kernels/labextension --exclude=/lima_kernels/widget/static --exclude=/widgets/lib \
   "$checkout/" "$copy/"
 # What root once made there (a linter's cache) would stop the account.
 chown --recursive "$account:" "$copy"
 
 # What package clients need to reach their registries goes along; nothing else of root's environment does.
 go=$(command -v go || true)
+node=$(command -v node || true)
+# What is found there anyway keeps its place behind /usr/local.
+[ "$node" != /usr/bin/node ] || node=
 variables=(HOME="$home" USER="$account" LOGNAME="$account" SHELL=/bin/bash
-  PATH="${go:+$(dirname "$go"):}/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
+  PATH="${go:+$(dirname "$go"):}${node:+$(dirname "$node"):}/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
 while IFS= read -r name; do
   case $name in
     CI | LANG | LC_* | TERM | TZ | PIP_* | UV_* | NPM_CONFIG_* | npm_config_* | SSL_CERT_* | REQUESTS_CA_BUNDLE | \
