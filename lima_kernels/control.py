@@ -1,4 +1,4 @@
-"""What a guest's kernel may ask of its host: a few verbs, for its own VM only.
+"""What a guest's kernel may ask of its host: a few verbs, and to watch, for its own VM only.
 
 All that comes from a guest is hostile: a request is short, comes soon, proves by its kernel's key who asks, and names a
 verb of the allowlist. Nothing here opens a file of the host by a name that a guest said.
@@ -12,7 +12,7 @@ import contextlib
 import hmac
 import logging
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -27,11 +27,17 @@ from .settings import Policy
 from .verbs.context import Context
 from .verbs.table import FUNCTIONS
 from .vm import VM
+from .watch import shared
+from .watch.actions import Call
+from .watch.guests import Panels
+from .watch.watcher import Watcher
 
 logger = logging.getLogger(__name__)
 
 # Conversations that one kernel may have at a time.
 CONVERSATIONS = 8
+# Of these, as many may go on for as long as there are panels.
+WATCHES = 4
 # Seconds that a guest has to say what it wants.
 REQUEST_TIMEOUT = 10.0
 # Characters of a request that a log shows.
@@ -62,15 +68,27 @@ class Control:
     :param kernel: its name in the guest, for the log and for who else uses the VM.
     :param key: the key that it signs its messages with.
     :param vm: returns the handle of an instance.
+    :param watcher: returns what tells panels of VMs.
     """
 
-    def __init__(self, policy: Policy, instance: str, kernel: str, key: bytes, vm: Callable[[str], VM]) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        instance: str,
+        kernel: str,
+        key: bytes,
+        vm: Callable[[str], VM],
+        *,
+        watcher: Callable[[], Watcher] = shared.watcher,
+    ) -> None:
         self._policy = policy
         self._instance = instance
         self._kernel = kernel
         self._token = protocol.token(key) if key else ""
         self._vm = vm
+        self._watcher = watcher
         self._conversations = 0
+        self._watches = 0
 
     async def answer(self, reader: asyncio.StreamReader, line: Line | asyncio.StreamWriter) -> None:
         """Have one conversation; whatever comes, it ends and nobody else notices."""
@@ -80,9 +98,16 @@ class Control:
             return
         self._conversations += 1
         try:
-            message = await self._result(reader, line)
-            line.write(protocol.line(message))
+            request = await self._request(reader)
+            if request.verb == protocol.WATCH:
+                await self._watched(request, reader, line)
+            else:
+                line.write(protocol.line(await self._result(request, reader, line)))
             await line.drain()
+        except LimaError as error:
+            with contextlib.suppress(OSError):
+                line.write(protocol.line(protocol.failed(error)))
+                await line.drain()
         except OSError:
             # It hung up.
             pass
@@ -90,19 +115,21 @@ class Control:
             self._conversations -= 1
             line.close()
 
-    async def _result(self, reader: asyncio.StreamReader, line: Line | asyncio.StreamWriter) -> Mapping[str, object]:
-        try:
-            request = await self._request(reader)
-            call = self._permitted(request)
-        except LimaError as error:
-            return protocol.failed(error)
+    async def _result(
+        self, request: _Request, reader: asyncio.StreamReader, line: Line | asyncio.StreamWriter
+    ) -> Mapping[str, object]:
+        """Do what a verb says.
+
+        :raises LimaError: when it may not be.
+        """
+        options = self._permitted(request.verb, request.arguments)
 
         def say(text: str) -> None:
             with contextlib.suppress(OSError):
                 line.write(protocol.line({"step": text}))
 
         self._log(f"asks: {request.verb} {shlex.join(request.arguments)}")
-        work = asyncio.ensure_future(self._done(request.verb, call, say))
+        work = asyncio.ensure_future(self._done(request.verb, options, say))
         if request.verb in _FATAL:
             # It costs us the connection, and this kernel its life: nobody will be there to wait for its end.
             _under_way.add(work)
@@ -143,12 +170,11 @@ class Control:
             )
         return request
 
-    def _permitted(self, request: _Request) -> argparse.Namespace:
-        """Return the arguments of a request that may be obeyed.
+    def _permitted(self, verb: str, arguments: Sequence[str]) -> argparse.Namespace:
+        """Return the arguments of a verb that may be obeyed.
 
         :raises LimaError: when it may not.
         """
-        verb = request.verb
         allowed = frozenset(FUNCTIONS) if self._policy is Policy.ALL else OWN
         if verb not in allowed:
             self._log(f"was refused {verb!r}")
@@ -157,13 +183,11 @@ class Control:
                 nearest(verb, sorted(allowed)) or f"It may: {', '.join(sorted(allowed))}.",
             )
         try:
-            options = parser_of(verb).parse_args(list(request.arguments))
+            options = parser_of(verb).parse_args(list(arguments))
         except UsageError as error:
             raise LimaError(f"%lima {verb}: {error}") from None
         named = getattr(options, "name", None) or self._instance
-        if self._policy is not Policy.ALL and named != self._instance:
-            self._log(f"was refused {verb!r} of {named!r}")
-            raise LimaError(f"A kernel in the VM {self._instance!r} may ask for nothing of {named!r}.")
+        self._check_own(verb, named)
         if self._policy is not Policy.ALL and verb == "forward" and options.ports[1]:
             # It could take the place of what people expect at that port.
             self._log(f"was refused port {options.ports[1]} of this host")
@@ -172,8 +196,20 @@ class Control:
             # What is not said of an instance is said of Lima itself.
             options.name = named
         if verb in _FATAL and named == self._instance and not options.yes:
-            raise LimaError(f"This kernel lives in the VM {named!r}, and would end with it.", f"%lima {verb} --yes")
+            raise LimaError(
+                f"This kernel lives in the VM {named!r}, and would end with it.",
+                f"If it shall: %lima {verb} --yes, or in a panel {verb}(yes=True).",
+            )
         return options
+
+    def _check_own(self, verb: str, named: str) -> None:
+        """See that what is asked concerns the kernel's own VM, unless it may ask for all.
+
+        :raises LimaError: when it does not.
+        """
+        if self._policy is not Policy.ALL and named != self._instance:
+            self._log(f"was refused {verb!r} of {named!r}")
+            raise LimaError(f"A kernel in the VM {self._instance!r} may ask for nothing of {named!r}.")
 
     async def _done(self, verb: str, options: argparse.Namespace, say: Callable[[str], None]) -> Mapping[str, object]:
         context = Context(Limactl(), self._vm, say, self._instance, asked_by=self._kernel)
@@ -183,6 +219,51 @@ class Control:
             self._log(f"could not have {verb!r}: {error}")
             return protocol.failed(LimaError(error.message, error.hint, error.context))
         return protocol.encoded(result)
+
+    # Panels
+
+    async def _watched(
+        self, request: _Request, reader: asyncio.StreamReader, line: Line | asyncio.StreamWriter
+    ) -> None:
+        """Tell a kernel's panels how VMs are, and do what they ask for, until the kernel hangs up.
+
+        :raises LimaError: when they may not know.
+        """
+        only = self._watchable(request.arguments)
+        if self._watches >= WATCHES:
+            self._log("has too many panels")
+            raise LimaError(f"A kernel in a VM may watch {WATCHES} times at once.", "Close panels of other VMs.")
+        self._watches += 1
+        self._log(f"watches {only or 'all VMs'}")
+        try:
+            panels = Panels(self._may_act, self._kernel, self._log)
+            await panels.talk(self._watcher(), only, reader, line)
+        except LimaKernelsError as error:
+            raise LimaError(error.message, error.hint, error.context) from None
+        finally:
+            self._watches -= 1
+
+    def _watchable(self, arguments: Sequence[str]) -> str:
+        """Return the VM that a kernel wants to watch and may; empty for all.
+
+        :raises LimaError: when it may not.
+        """
+        if len(arguments) > 1:
+            raise LimaError("A panel shows one VM, or all that its kernel may know of.")
+        named = arguments[0] if arguments else ""
+        if named or self._policy is Policy.ALL:
+            self._check_own(protocol.WATCH, named)
+            return named
+        return self._instance
+
+    def _may_act(self, call: Call, is_confirmed: bool) -> None:
+        """See that a panel may ask for something, as a cell may.
+
+        :raises LimaError: when it may not.
+        """
+        confirmed = ("--yes",) if is_confirmed and call.verb in _FATAL else ()
+        self._permitted(call.verb, (*call.arguments, *confirmed))
+        self._log(f"asks: {call.verb} {shlex.join(call.arguments)}")
 
     def _log(self, what: str) -> None:
         logger.warning("The kernel %s in the VM %r %s", self._kernel, self._instance, printable(what)[:_LOGGED])

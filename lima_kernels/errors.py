@@ -69,6 +69,10 @@ class InstanceError(LimaKernelsError):
     reference = "instance"
 
 
+class NotFound(InstanceError):
+    """There is no instance, job or kernel of the name that was given."""
+
+
 class ImageError(LimaKernelsError):
     """A guest image could not be built, or is not what it should be."""
 
@@ -103,6 +107,12 @@ class PhaseTimeout(LimaKernelsError):
     """A wait reached its limit; the message names the phase that used the time up."""
 
     reference = "timeout"
+
+
+class Cancelled(LimaKernelsError):
+    """Somebody cancelled what was waited for."""
+
+    reference = "cancelled"
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

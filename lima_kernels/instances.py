@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from . import paths
+from . import history, paths
 from .environment.instance import plan
 from .environment.shares import check, mount_type_of, put_together, still_there
 from .environment.spec import DEFAULT, Environment
@@ -82,6 +82,7 @@ async def present(limactl: Limactl, name: str, wish: Wish, progress: Progress) -
     if instance is None:
         if wish.attach:
             return Present(await limactl.get(name), created=False)
+        progress.expected = history.expected(name, history.Kind.CREATE)
         progress.enter(Phase.CREATE)
         return Present(await _create(limactl, name, wish), created=True)
     if not instance.is_up and instance.status is not Status.STOPPED:
@@ -212,19 +213,28 @@ async def stop(limactl: Limactl, progress: Progress, *, force: bool) -> None:
             raise
 
 
+def check_deletable(instance: Instance, *, force: bool) -> None:
+    """See that an instance may be deleted.
+
+    :raises InstanceError: when it is not ours, or runs, and that is not forced.
+    """
+    name = instance.name
+    if owner_mark(instance) is None and not force:
+        raise InstanceError(f"The VM {name!r} was not made by lima-kernels.", hint="To delete it all the same: --force")
+    if instance.is_up and not force:
+        raise InstanceError(f"The VM {name!r} runs.", hint=f"lima-kernels stop {name}, or --force")
+
+
 async def delete(limactl: Limactl, progress: Progress, *, force: bool) -> None:
     """Delete the instance that a progress is about, with its disk.
 
-    :raises InstanceError: when it is missing, not ours, or runs and may not be forced.
+    :raises InstanceError: when it is missing, not ours, or runs, and that is not forced.
     """
     name = progress.instance
     await limactl.get(name)
     async with locked(progress, BOOT_TIMEOUT):
         instance = await limactl.get(name)
-        if owner_mark(instance) is None:
-            raise InstanceError(f"The VM {name!r} was not made by lima-kernels.", hint=f"limactl delete {name}")
-        if instance.is_up and not force:
-            raise InstanceError(f"The VM {name!r} runs.", hint=f"lima-kernels stop {name}, or --force")
+        check_deletable(instance, force=force)
         await limactl.delete(name)
         ending.forget_stop(instance.dir)
 

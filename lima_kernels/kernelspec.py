@@ -15,12 +15,12 @@ from jupyter_client.kernelspec import KernelSpecManager
 from .environment import spec
 from .errors import ConfigurationError, HostError, nearest, printable
 from .guest.kernels import GuestSpec
+from .lima.limactl import check_name
 from .settings import DEFAULT_INSTANCE
 
 PROVISIONER = "lima-provisioner"
 DEFAULT_NAME = "lima"
 DEFAULT_DISPLAY_NAME = "Linux (Lima)"
-_INSTANCE_NAME = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 # Not "." or "..": Jupyter empties the directory that the name leads to.
 _SPEC_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _LOGOS = ("logo-32x32.png", "logo-64x64.png", "logo-svg.svg")
@@ -78,11 +78,7 @@ def make_request(
             f"{name!r} cannot be a kernel spec's name.", hint="Use letters, digits, '.', '_' and '-' only."
         )
     chosen = instance or (f"lima-kernels-{name}" if environment else DEFAULT_INSTANCE)
-    if not _INSTANCE_NAME.fullmatch(chosen):
-        raise ConfigurationError(
-            f"{chosen!r} cannot be a Lima instance's name.",
-            hint="Use letters and digits, with '.', '_' or '-' between.",
-        )
+    check_name(chosen)
     config: dict[str, Any] = {"instance": chosen}
     if environment is not None:
         spec.load(environment)

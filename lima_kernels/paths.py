@@ -90,6 +90,11 @@ def lima_home() -> Path:
     return Path(os.environ.get("LIMA_HOME") or Path.home() / ".lima")
 
 
+def shared_state() -> Path:
+    """Make the directory of what all processes of this user share about instances, with one directory for each."""
+    return private_directory(lima_home() / "_lima-kernels")
+
+
 def has_instance_state(instance: str) -> bool:
     """Tell whether :func:`instance_state` has been made, and is still there."""
     return (lima_home() / "_lima-kernels" / instance).is_dir()
@@ -105,7 +110,7 @@ def instance_state(instance: str) -> Path:
     """
     if instance in ("", ".", "..") or "/" in instance:
         raise ConfigurationError(f"{instance!r} cannot be a Lima instance's name.")
-    return private_directory(private_directory(lima_home() / "_lima-kernels") / instance)
+    return private_directory(shared_state() / instance)
 
 
 def leases_directory(instance: str) -> Path:
@@ -151,6 +156,11 @@ def stopped_file(instance: str) -> Path:
 def host_agent_log(instance_directory: Path) -> Path:
     """What Lima's host agent logged in the instance's last boot, as JSON lines; Lima makes it anew at every start."""
     return instance_directory / "ha.stderr.log"
+
+
+def host_agent_events(instance_directory: Path) -> Path:
+    """What Lima's host agent told limactl of the instance's last boot, as JSON lines; made anew at every start."""
+    return instance_directory / "ha.stdout.log"
 
 
 def ssh_config(instance_directory: Path) -> Path:

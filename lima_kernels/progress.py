@@ -33,12 +33,17 @@ class Phase(enum.Enum):
 
 
 class Shared(records.Record, frozen=True, kw_only=True):
-    """The phase that another process is in; ``phase`` is the name of a Phase, maybe of one that we do not know."""
+    """The phase that another process is in; ``phase`` is the name of a Phase, maybe of one that we do not know.
+
+    ``began`` is when all of it began, in seconds since the epoch; ``expected`` is how many seconds it took before.
+    """
 
     VERSION: ClassVar[int] = 1
     version: int = VERSION
     pid: int
     phase: str
+    began: float | None = None
+    expected: float | None = None
 
 
 class Holder(NamedTuple):
@@ -46,12 +51,16 @@ class Holder(NamedTuple):
 
     pid: int
     phase: Phase | None
+    began: float | None = None
+    expected: float | None = None
 
 
 def holder(file: Path) -> Holder | None:
     """Return who shares its phases in a file, or None when nobody has said anything."""
     found = records.read(file, Shared)
-    return Holder(found.pid, Phase.__members__.get(found.phase)) if found else None
+    if found is None:
+        return None
+    return Holder(found.pid, Phase.__members__.get(found.phase), found.began, found.expected)
 
 
 class Step(NamedTuple):
@@ -87,13 +96,19 @@ class Progress:
         # Seconds that such a start took before, where that is known.
         self.expected: float | None = None
         self._listener = listener
+        # Whether the VM has to be made or booted.
+        self.is_cold = False
+        # Seconds since the epoch.
+        self.began = time.time()
         self._began = time.monotonic()
         self._file: Path | None = None
 
     def restart(self) -> None:
         """Begin to count elapsed time anew."""
+        self.began = time.time()
         self._began = time.monotonic()
         self.expected = None
+        self.is_cold = False
 
     @property
     def elapsed(self) -> float:
@@ -103,6 +118,7 @@ class Progress:
     def enter(self, phase: Phase, detail: str = "") -> None:
         """Say that a phase begins."""
         self.phase = phase
+        self.is_cold = self.is_cold or phase in (Phase.CREATE, Phase.BOOT)
         self._share()
         self._listener(Step(self.instance, phase, self.elapsed, detail, self.expected))
 
@@ -121,4 +137,5 @@ class Progress:
         # What others would like to know is no reason to fail.
         with contextlib.suppress(HostError):
             if self._file is not None:
-                records.write(self._file, Shared(pid=os.getpid(), phase=self.phase.name))
+                shared = Shared(pid=os.getpid(), phase=self.phase.name, began=self.began, expected=self.expected)
+                records.write(self._file, shared)

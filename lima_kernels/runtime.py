@@ -73,10 +73,14 @@ class Runtime:
             self._vms[name] = VM(name, Limactl(), self._tell)
         return self._vms[name]
 
+    def listen(self, listener: Listener) -> None:
+        """Call the listener for every step of every start from now on, in the I/O thread."""
+        self._listeners.append(listener)
+
     @contextmanager
     def listening(self, listener: Listener) -> Iterator[None]:
         """Call the listener for every step of every start while the block runs, in the I/O thread."""
-        self._listeners.append(listener)
+        self.listen(listener)
         try:
             yield
         finally:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from types import TracebackType
 
+from .errors import Cancelled
 from .instances import Wish
 
 
@@ -35,3 +37,53 @@ class Limit:
     def expired(self) -> bool:
         """Tell whether it is used up."""
         return self._timer.expired()
+
+
+class Start:
+    """A start that is under way, as a block: whoever watches learns of its end, and may cancel it.
+
+    ``ended`` is done when it is over, with its error if it failed; who awaits it has to shield it.
+
+    :raises Cancelled: from the block, when somebody cancelled it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.is_cancelled = False
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._name = name
+        self._task = asyncio.current_task()
+        self._cancels = self._task.cancelling() if self._task else 0
+
+    def cancel(self) -> None:
+        """Let it undo what it has done, and fail."""
+        if not self.is_cancelled and self._task is not None:
+            self.is_cancelled = True
+            self._task.cancel()
+
+    def __enter__(self) -> Start:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        # As asyncio.timeout does: who waits was not cancelled itself.
+        ours = self.is_cancelled and self._task is not None and self._task.uncancel() <= self._cancels
+        if ours and isinstance(error, asyncio.CancelledError):
+            self._end(failure := was_cancelled(self._name))
+            raise failure from error
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        if error is None:
+            self.ended.set_result(None)
+        elif isinstance(error, Exception):
+            self.ended.set_exception(error)
+            # When nobody watches it is no news.
+            self.ended.exception()
+        else:
+            self.ended.cancel()
+
+
+def was_cancelled(name: str) -> Cancelled:
+    """Return what whoever waits for a start is told that somebody cancelled."""
+    return Cancelled(f"The start of the VM {name!r} was cancelled.", hint="Start the kernel again to try anew.")

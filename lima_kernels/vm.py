@@ -23,7 +23,7 @@ from .lima.limactl import Limactl
 from .lima.models import Instance, Status
 from .locks import locked
 from .progress import Listener, Phase, Progress
-from .starting import Ended, Limit
+from .starting import Ended, Limit, Start, was_cancelled
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class VM:
 
     ``watchers`` has for each kernel whom to call, in the I/O thread, when it has ended; ``on_mount_event`` is told of
     directories that were added to the guest. ``is_abandoned`` is set when
-    this process ends: then a lost connection is no news.
+    this process ends: then a lost connection is no news. ``starting`` is the start that is under way.
 
     :param listener: told of each phase of a start, in the I/O thread.
     """
@@ -70,6 +70,8 @@ class VM:
         self.watchers: dict[str, Callable[[kernels.KernelExit], None]] = {}
         self.on_mount_event: Callable[[kernels.MountEvent], None] | None = None
         self.is_abandoned = False
+        self.starting: Start | None = None
+        self._cancels = 0
         self._unwanted: set[str] = set()
         self._limactl = limactl
         self._guest: Guest | None = None
@@ -96,25 +98,42 @@ class VM:
         """Return a guest that is ready for a kernel: create, boot and connect as far as that is missing.
 
         :raises PhaseTimeout: when the time is used up; names the phase, and shows the end of the serial log.
+        :raises Cancelled: when somebody cancelled it meanwhile.
         :raises LimaKernelsError: for each thing that can go wrong on the way, in one line.
         """
+        cancels = self._cancels
         async with self._turn:
             if self._guest is not None and not self._guest.is_lost():
                 return self._guest
+            if cancels != self._cancels:
+                raise was_cancelled(self.name)
             self.progress.restart()
-            limit: Limit | None = None
             try:
-                async with asyncio.timeout(wish.create_timeout) as timer:
-                    limit = Limit(wish, timer)
-                    return await self._prepare(wish, limit)
-            except TimeoutError as error:
-                assert limit is not None
-                raise PhaseTimeout(
-                    f"The VM {self.name!r} was not ready in time: {limit.name} ({limit.seconds:.0f} s) was used up "
-                    f"{self.progress.phase.value}.",
-                    hint=f"Give it more with {limit.name} in the kernel spec's config.",
-                    context=self._serial,
-                ) from error
+                with Start(self.name) as self.starting:
+                    return await self._in_time(wish)
+            finally:
+                self.starting = None
+
+    def cancel_start(self) -> None:
+        """Undo the start that is under way; all who wait for it fail."""
+        if self.starting is not None:
+            self._cancels += 1
+            self.starting.cancel()
+
+    async def _in_time(self, wish: Wish) -> Guest:
+        limit: Limit | None = None
+        try:
+            async with asyncio.timeout(wish.create_timeout) as timer:
+                limit = Limit(wish, timer)
+                return await self._prepare(wish, limit)
+        except TimeoutError as error:
+            assert limit is not None
+            raise PhaseTimeout(
+                f"The VM {self.name!r} was not ready in time: {limit.name} ({limit.seconds:.0f} s) was used up "
+                f"{self.progress.phase.value}.",
+                hint=f"Give it more with {limit.name} in the kernel spec's config.",
+                context=self._serial,
+            ) from error
 
     def live(self) -> Live | None:
         """Return the guest that we are connected to, without any wait; None when we are not."""
@@ -175,13 +194,14 @@ class VM:
     def _undo_boot(self, created: bool, limit: Limit, ours: list[Instance]) -> Callable[..., Awaitable[None]]:
         """What to do when the block of a boot ends by an error: a VM that does not boot is not left half-started.
 
-        One that boots but lacks something is left for a look at it, and so is one whose start was merely cancelled.
+        One that boots but lacks something is left for a look at it, and so is one that nobody waits for any more.
 
         :param ours: what we booted, once it is known: another process may have ended that and booted it anew.
         """
 
         async def undo(_type: object, error: BaseException | None, _traceback: object) -> None:
-            if limit.expired() or isinstance(error, InstanceError):
+            is_cancelled = self.starting is not None and self.starting.is_cancelled
+            if is_cancelled or limit.expired() or isinstance(error, InstanceError):
                 self._serial = lima_boot.serial_tail(paths.serial_logs(paths.lima_home() / self.name))
                 # The phase that used the time up stays in the one that is ours.
                 silent = Progress(self.name, lambda _step: None)

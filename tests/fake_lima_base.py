@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
@@ -107,6 +108,20 @@ def reasons(agent: int, driver: int) -> list[str]:
     if driver and not agent:
         return ["qemu driver is running but host agent is not"]
     return ["host agent is running but driver is not"] if agent and not driver else []
+
+
+def begin_events(directory: Path) -> None:
+    """Make what a host agent makes as it begins: the file of its events anew, and the processes' files."""
+    (directory / "ha.stdout.log").unlink(missing_ok=True)
+    (directory / "ha.stdout.log").touch()
+    for file in ("ha.pid", "qemu.pid"):
+        (directory / file).write_text(f"{os.getppid()}\n")
+
+
+def tell_event(directory: Path, **status: object) -> None:
+    when = datetime.now(UTC).isoformat()
+    with (directory / "ha.stdout.log").open("a") as file:
+        file.write(json.dumps({"time": when, "status": status}) + "\n")
 
 
 def existing(name: str) -> Path:

@@ -23,7 +23,20 @@ import time
 from pathlib import Path
 
 import yaml
-from fake_lima_base import HOME, describe, existing, fail, hang, late, log, reasons, size, told
+from fake_lima_base import (
+    HOME,
+    begin_events,
+    describe,
+    existing,
+    fail,
+    hang,
+    late,
+    log,
+    reasons,
+    size,
+    tell_event,
+    told,
+)
 from fake_lima_storage import disk, prune, snapshot, write_snapshots
 
 
@@ -75,11 +88,14 @@ def start(name: str) -> None:
         (directory / "ha.stderr.log").write_text("".join(logged))
         fail("exiting, status={Running:false Degraded:false Exiting:true}")
     make_disk(directory)
+    port = told().get("ssh_port", 1)
+    begin_events(directory)
     (directory / "running").touch()
-    (directory / "ssh.config").write_text(f"Host lima-{name}\n  Port {told().get('ssh_port', 1)}\n")
-    log(f"SSH Local Port: {told().get('ssh_port', 1)}")
-    if "ready" in told().get("hang", ()):
-        hang()
+    (directory / "ssh.config").write_text(f"Host lima-{name}\n  Port {port}\n")
+    tell_event(directory, sshLocalPort=port)
+    log(f"SSH Local Port: {port}")
+    late("ready")
+    tell_event(directory, running=True, sshLocalPort=port)
     log(f"READY. Run `limactl shell {name}` to open the shell.")
 
 
@@ -136,8 +152,10 @@ def clone(source: str, target: str) -> None:
         if file.name == told().get("clone_stops_at"):
             late("clone")
         if file.is_dir():
-            # As Lima does: without any mode.
+            # As Lima does: without any mode, and so it cannot write what should be in it.
             (new / file.name).mkdir(mode=0)
+            if inner := next(file.iterdir(), None):
+                fail(f"failed to open target {new / file.name / inner.name}: permission denied")
         elif file.suffix not in (".pid", ".sock", ".tmp") and file.name != "protected":
             shutil.copy(file, new / file.name)
 
@@ -187,7 +205,11 @@ def main() -> None:
 
 
 def stop(name: str) -> None:
-    (HOME / name / "running").unlink(missing_ok=True)
+    directory = HOME / name
+    if (directory / "running").exists():
+        tell_event(directory, exiting=True)
+    for file in ("running", "ha.pid", "qemu.pid"):
+        (directory / file).unlink(missing_ok=True)
 
 
 def create_or_list(options: list[str]) -> None:

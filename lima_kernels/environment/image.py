@@ -49,8 +49,8 @@ PACKAGES = (
 )
 # What a build goes through, in order; each is told when it begins.
 STEPS = ("mmdebstrap", "mke2fs", "qemu-img convert")
-# ipywidgets and psutil belong in it: clients expect both of a kernel.
-REQUIREMENTS = ("ipykernel>=6.29", "ipywidgets", "psutil", "numpy", "pandas", "matplotlib")
+# ipywidgets and psutil belong in it: clients expect both of a kernel. Panels of VMs are anywidgets.
+REQUIREMENTS = ("ipykernel>=6.29", "ipywidgets", "anywidget", "psutil", "numpy", "pandas", "matplotlib")
 
 # Runs outside the new tree, with its path as $1 and the host's own certificates in its /usr/local. What pip may know of
 # the host's settings is said by name: the rest of its environment names files that are not in the tree.

@@ -11,7 +11,7 @@ import shlex
 from .. import paths
 from .spec import Environment
 
-BASE_REQUIREMENTS = ("ipykernel>=6.29", "ipywidgets", "psutil")
+BASE_REQUIREMENTS = ("ipykernel>=6.29", "ipywidgets", "anywidget", "psutil")
 
 _SCRIPT = r"""#!/bin/bash
 # Written by lima-kernels. Lima puts the guest user's id in.

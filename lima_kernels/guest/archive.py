@@ -8,7 +8,7 @@ import stat
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Self
+from typing import BinaryIO, NamedTuple, Self, cast
 
 from ..errors import GuestError
 
@@ -41,6 +41,17 @@ class Writer:
     def tell(self) -> int:
         """Return where it begins."""
         return 0
+
+
+class Reader:
+    """Where an archive comes from, a block at a time; tarfile asks again for what a block was too short for."""
+
+    def __init__(self, take: Callable[[], bytes]) -> None:
+        self._take = take
+
+    def read(self, _size: int) -> bytes:
+        """Return the next block, however long it is, or nothing at the end."""
+        return self._take()
 
 
 class _Counted:
@@ -161,7 +172,7 @@ class Unpacker:
         self._made: dict[tuple[str, ...], bytes] = {}
         self._directories: list[tuple[Path, tarfile.TarInfo]] = []
 
-    def unpack(self, source: BinaryIO) -> None:
+    def unpack(self, source: Reader) -> None:
         """Read an archive to its end.
 
         :raises GuestError: when the archive is none, ends early, or would write where it must not.
@@ -169,7 +180,11 @@ class Unpacker:
         """
         try:
             with tarfile.open(
-                fileobj=source, mode="r|", bufsize=BLOCK, errors="surrogateescape", tarinfo=_Entry
+                fileobj=cast(BinaryIO, source),
+                mode="r|",
+                bufsize=BLOCK,
+                errors="surrogateescape",
+                tarinfo=_Entry,
             ) as archive:
                 while (entry := archive.next()) is not None:
                     self._make(archive, entry)

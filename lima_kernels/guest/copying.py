@@ -9,23 +9,24 @@ import asyncio
 import contextlib
 import errno
 import secrets
-import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ..errors import ConfigurationError, ConnectionFailed, GuestError, HostError
 from ..paths import free_space
 from .connection import CHUNK, Connection, Process
+from .handover import Handover
 from .shell import command, encoded, undisturbed
 
 T = TypeVar("T")
-Pump = Callable[[socket.socket], Coroutine[Any, Any, None]]
-
 # Seconds. The guest looks at its files, or puts the copy in its place: an emulated one with many files takes its time.
 ANSWER_TIMEOUT = 120.0
 # For what is left to clean up.
 UNDO_TIMEOUT = 10.0
+# Between two words on how far it is: whoever hears them is another thread, which then holds up this one.
+_NEWS_INTERVAL = 0.1
 # Of what the guest's tools say.
 _LINES = 10
 # What a copy is called until it is whole.
@@ -60,19 +61,26 @@ class Counter:
 
     def __init__(self, source: str, total: int | None, on_progress: Listener) -> None:
         self.done = 0
+        self._told = 0.0
         self._source, self._total, self._on_progress = source, total, on_progress
 
     def add(self, count: int) -> None:
         self.done += count
 
     def tell(self) -> None:
+        """Tell how far it is, if that was not told just now."""
+        if (now := time.monotonic()) - self._told > _NEWS_INTERVAL:
+            self._told = now
+            self._tell()
+
+    def _tell(self) -> None:
         # What the guest counts beforehand holds its directories too.
         total = None if self._total is None else max(self._total, self.done)
         self._on_progress(CopyProgress(self._source, self.done, total))
 
     def finish(self) -> None:
         self._total = self.done
-        self.tell()
+        self._tell()
 
 
 class Talk:
@@ -157,37 +165,26 @@ def full(where: str, free: int, total: int | None) -> str:
     return f"{where}: {free / 1e6:,.1f} MB are free there{needed}."
 
 
-async def in_thread(work: Callable[[socket.socket], T], pump: Pump) -> T:
-    """Run work in a thread at one end of a socket while the loop serves the other; neither is left behind."""
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-
-    def run() -> T:
-        with theirs:
-            return work(theirs)
-
-    thread = asyncio.get_running_loop().run_in_executor(None, run)
-    with ours:
-        pumping = asyncio.ensure_future(pump(ours))
-        try:
-            await asyncio.wait((pumping, thread), return_when=asyncio.FIRST_EXCEPTION)
-        finally:
-            pumping.cancel()
-            await undisturbed(_ended(pumping))
-            ours.close()
-            await undisturbed(_ended(thread))
-    # Each fails when the other does: that a socket was hung up on is no news of its own.
-    failure = None if pumping.cancelled() else pumping.exception()
-    if failure is not None and not isinstance(failure, OSError):
+async def in_thread(work: Callable[[Handover], T], pump: Callable[[Handover], Coroutine[Any, Any, None]]) -> T:
+    """Run work in a thread at one end of a handover while the loop serves the other; neither is left behind."""
+    handover = Handover()
+    thread = asyncio.get_running_loop().run_in_executor(None, work, handover)
+    pumping = asyncio.ensure_future(pump(handover))
+    try:
+        await asyncio.wait((pumping, thread), return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        pumping.cancel()
+        await undisturbed(_ended(pumping))
+        handover.close()
+        await undisturbed(_ended(thread))
+    # The thread that is hung up on fails too, and that is no news of its own.
+    if not pumping.cancelled() and (failure := pumping.exception()):
         raise failure
-    if not isinstance(thread.exception(), ConnectionError):
-        return await thread
-    await pumping
     return await thread
 
 
 async def _ended(work: asyncio.Future[T]) -> None:
-    """Wait for what was cancelled, or for a thread whose socket is closed: it ends at its next block."""
+    """Wait for what was cancelled, or for a thread whose handover is closed: it ends at its next block."""
     await asyncio.wait((work,), timeout=UNDO_TIMEOUT)
     if work.done() and not work.cancelled():
         # Whoever wants to know asks; nobody else is to be told that nobody did.
@@ -203,6 +200,11 @@ def host_error(what: str, error: OSError, total: int | None, target: Path | None
 
 def number(text: str) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
+
+
+def place_of_all(sources: Sequence[object], target: str) -> str:
+    """Return the target of each of several sources: more than one can only go into a directory."""
+    return f"{target.rstrip('/')}/" if len(sources) > 1 else target
 
 
 def name_of(path: str) -> str:

@@ -6,31 +6,16 @@ import asyncio
 import errno
 import os
 import secrets
-import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from ..errors import ConnectionFailed, GuestError, HostError
 from ..paths import free_space
-from . import archive
-from .archive import Unpacker
+from . import archive, copying
+from .archive import Reader, Unpacker
 from .connection import Connection, Ended, Process
-from .copying import (
-    ANSWER_TIMEOUT,
-    PREFIX,
-    Copied,
-    Counter,
-    Listener,
-    Talk,
-    full,
-    host_error,
-    in_thread,
-    lost,
-    name_of,
-    number,
-    program,
-)
+from .copying import Copied, Listener, Talk
+from .handover import Handover
 from .shell import quoted_path, undisturbed
 
 # Bytes that may follow an archive: tar fills up its last record.
@@ -72,9 +57,8 @@ async def download(
     :raises GuestError: when a source cannot be read, or is not sent as an archive has to be.
     :raises ConnectionFailed: when the connection is lost.
     """
-    if len(sources) > 1 and not target.endswith("/"):
-        target += "/"
-    return [await _download(connection, source, target, force=force, on_progress=on_progress) for source in sources]
+    place = copying.place_of_all(sources, target)
+    return [await _download(connection, source, place, force=force, on_progress=on_progress) for source in sources]
 
 
 def _place(source: str, target: str) -> Path:
@@ -82,7 +66,7 @@ def _place(source: str, target: str) -> Path:
     if target.endswith("/") and not place.is_dir():
         raise HostError(f"{source!r} was not copied: there is no directory {target!r}.")
     if place.is_dir():
-        return place / name_of(source)
+        return place / copying.name_of(source)
     if not place.parent.is_dir():
         raise HostError(f"{source!r} was not copied: there is no directory for {target!r}.")
     return place
@@ -101,65 +85,67 @@ def _check_place(source: str, place: Path, *, is_directory: bool, force: bool) -
 
 def _unsendable(word: list[str], source: str, talk: Talk) -> GuestError | ConnectionFailed:
     if not word:
-        return lost(repr(source))
+        return copying.lost(repr(source))
     said = talk.lines[0] if talk.lines else "its tar failed"
     return GuestError(f"{source!r} was not copied: {_OBSTACLES.get(word[0], said)}.", context=talk.lines)
 
 
 async def _download(connection: Connection, source: str, target: str, *, force: bool, on_progress: Listener) -> Copied:
     place = _place(source, target)
-    async with program(connection, _SEND, {"source": quoted_path(source)}) as (process, talk):
+    async with copying.program(connection, _SEND, {"source": quoted_path(source)}) as (process, talk):
         word = await talk.word()
         if word[:1] != ["go"] or len(word) < 2:
             raise _unsendable(word, source, talk)
         is_directory = word[1] == "directory"
         _check_place(source, place, is_directory=is_directory, force=force)
-        total = number(word[2]) if len(word) > 2 else None
+        total = copying.number(word[2]) if len(word) > 2 else None
         free = free_space(place.parent)
         if total is not None and free < total:
-            raise HostError(full(f"{source!r} was not copied: this host's disk has no room", free, total))
-        counter = Counter(source, total, on_progress)
-        new = place.parent / (PREFIX + secrets.token_hex(8))
+            raise HostError(copying.full(f"{source!r} was not copied: this host's disk has no room", free, total))
+        counter = copying.Counter(source, total, on_progress)
+        new = place.parent / (copying.PREFIX + secrets.token_hex(8))
         try:
             left_out = await _received(process, Unpacker(new, counter.add), counter)
             if process.ended is None:
-                raise lost(repr(source))
+                raise copying.lost(repr(source))
             # 1 says that a file changed while it was read, as a log does.
             if process.ended.code not in (0, 1):
                 raise _unsendable(["tar"], source, talk)
             await undisturbed(asyncio.to_thread(_put, new, place))
         except ConnectionFailed as error:
-            raise lost(repr(source)) from error
+            raise copying.lost(repr(source)) from error
         except OSError as error:
-            raise host_error(f"{source!r} was not copied", error, total, place.parent) from error
+            raise copying.host_error(f"{source!r} was not copied", error, total, place.parent) from error
         finally:
             await undisturbed(asyncio.to_thread(archive.remove, new))
     counter.finish()
     return Copied(counter.done, left_out)
 
 
-async def _received(process: Process, unpacker: Unpacker, counter: Counter) -> tuple[str, ...]:
+async def _received(process: Process, unpacker: Unpacker, counter: copying.Counter) -> tuple[str, ...]:
     """Unpack what the guest sends, to the end of its program."""
 
-    async def pump(sock: socket.socket) -> None:
+    async def pump(handover: Handover) -> None:
         while data := await process.stdout.read():
-            await asyncio.get_running_loop().sock_sendall(sock, data)
+            await handover.given(data)
             counter.tell()
-        sock.shutdown(socket.SHUT_WR)
+        handover.end()
 
-    def unpack(sock: socket.socket) -> None:
-        with cast(BinaryIO, sock.makefile("rb", buffering=archive.BLOCK)) as stream:
-            unpacker.unpack(stream)
-            if len(stream.read(_PADDING_LIMIT + 1)) > _PADDING_LIMIT:
+    def unpack(handover: Handover) -> None:
+        unpacker.unpack(Reader(handover.take))
+        padding = 0
+        while data := handover.take():
+            padding += len(data)
+            if padding > _PADDING_LIMIT:
                 raise GuestError("The guest sends more than an archive; nothing was kept.")
 
     try:
-        await in_thread(unpack, pump)
+        await copying.in_thread(unpack, pump)
     except GuestError:
         # An archive that is cut off comes of a lost connection, or of a tar that failed: these say more.
         if not process.exited.is_set() or process.ended == Ended(0, None):
             raise
-    async with asyncio.timeout(ANSWER_TIMEOUT):
+    async with asyncio.timeout(copying.ANSWER_TIMEOUT):
         await process.exited.wait()
     return tuple(unpacker.left_out)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -23,6 +23,7 @@ _ATTEMPTS = {
     "list": "list its kernels",
     "specs": "list its kernel specs",
     "settings": "take its settings",
+    "usage": "say how much memory it has in use",
 }
 
 
@@ -83,6 +84,13 @@ class Unmounted(msgspec.Struct, frozen=True):
 
 MountEvent = JoinRequest | Unmounted
 GuestEvent = KernelExit | PowerOff | MountEvent
+
+
+class MemoryUse(msgspec.Struct, frozen=True):
+    """The guest's memory, and how much of it nobody could have now; bytes."""
+
+    total: Annotated[int, msgspec.Meta(ge=0)]
+    used: Annotated[int, msgspec.Meta(ge=0)]
 
 
 class MountState(msgspec.Struct, frozen=True):
@@ -300,6 +308,10 @@ class Forkserver:
     async def list(self) -> dict[str, KernelState]:
         """Return the kernels that the forkserver knows, ended ones until they are removed."""
         return _decoded(await self._ask("list"), dict[str, KernelState])
+
+    async def usage(self) -> MemoryUse:
+        """Return how much memory the guest has in use."""
+        return _decoded(await self._ask("usage"), MemoryUse)
 
     async def specs(self) -> dict[str, GuestSpec]:
         """Return the guest's own kernel specs."""

@@ -19,6 +19,7 @@ from .connection import Connection
 TIMEOUT = 20.0
 _LSOF_TIMEOUT = 5.0
 _SSH_PORT = 22
+_LOOPBACK = (ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1"))
 # The state of a socket that listens, in /proc/net/tcp.
 _LISTEN = "0A"
 
@@ -105,11 +106,11 @@ async def guest_ports(connection: Connection) -> tuple[GuestPort, ...]:
 def is_forwarded_by_default(port: GuestPort) -> bool:
     """Tell whether Lima forwards a port by itself, where no rule of lima.yaml speaks of it.
 
-    It does for what listens on the guest's loopback or everywhere; sshd's own port it never forwards. The VMs of this
-    package have a rule that ignores all.
+    It does for what listens on 127.0.0.1 or ::1, not on all of loopback, or everywhere; sshd's own port it never
+    forwards. The VMs of this package have a rule that ignores all.
     """
     address = ipaddress.ip_address(port.address)
-    return port.port != _SSH_PORT and (address.is_loopback or address.is_unspecified)
+    return port.port != _SSH_PORT and (address in _LOOPBACK or address.is_unspecified)
 
 
 async def host_listener(port: int) -> str:

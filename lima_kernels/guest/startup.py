@@ -57,13 +57,17 @@ fi
 def _sources() -> Iterator[tuple[str, bytes]]:
     """Yield what the guest gets, by its path there: the forkserver's package, and what cells use of ours."""
     ours = files(__package__.partition(".")[0])
-    for place, directory in (
-        ("", ours.joinpath("guest", "forkserver")),
-        (f"{KIT}/{ours.name}/magics/", ours.joinpath("magics")),
+    for place, directory, suffix in (
+        ("", ours.joinpath("guest", "forkserver"), ".py"),
+        (f"{KIT}/{ours.name}/magics/", ours.joinpath("magics"), ".py"),
+        (f"{KIT}/{ours.name}/widget/", ours.joinpath("widget"), ".py"),
+        # Sources of which nobody has built the front end have none; panels then say so.
+        (f"{KIT}/{ours.name}/widget/static/", ours.joinpath("widget", "static"), ".js"),
     ):
-        for file in sorted(directory.iterdir(), key=lambda file: file.name):
-            if file.name.endswith(".py"):
-                yield place + file.name, file.read_bytes()
+        if directory.is_dir():
+            for file in sorted(directory.iterdir(), key=lambda file: file.name):
+                if file.name.endswith(suffix):
+                    yield place + file.name, file.read_bytes()
     yield f"{KIT}/{ours.name}/__init__.py", ours.joinpath("__init__.py").read_bytes()
 
 

@@ -6,28 +6,15 @@ import asyncio
 import os
 import secrets
 import shlex
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ConnectionFailed, GuestError
-from . import archive
+from . import archive, copying
 from .archive import Writer
-from .connection import CHUNK, Connection
-from .copying import (
-    PREFIX,
-    Copied,
-    Counter,
-    Listener,
-    Talk,
-    full,
-    host_error,
-    in_thread,
-    lost,
-    name_of,
-    number,
-    program,
-)
+from .connection import Connection
+from .copying import Copied, Listener, Talk
+from .handover import Handover
 from .shell import quoted_path
 
 _RECEIVE = r"""
@@ -83,11 +70,11 @@ def _refused(word: list[str], target: str, name: str) -> GuestError:
 
 def _failed(talk: Talk, word: list[str], target: str, name: str, total: int) -> GuestError | ConnectionFailed:
     if not word:
-        return lost(repr(name))
+        return copying.lost(repr(name))
     if word[0] == "tar":
         what = f"{name!r} was not copied to {target!r}, and nothing was left there"
         if any("No space left" in line or "quota" in line for line in talk.lines) and len(word) > 1:
-            return GuestError(full(f"{what}: the guest's disk is full", number(word[1]) * 1024, total))
+            return GuestError(copying.full(f"{what}: the guest's disk is full", copying.number(word[1]) * 1024, total))
         return GuestError(f"{what}: {(talk.lines or ['tar failed'])[0]}.", context=talk.lines)
     if word[0] in ("cut", "put"):
         return GuestError(f"{name!r} was not copied: {(talk.lines or ['it did not arrive whole'])[-1]}.")
@@ -106,19 +93,18 @@ async def upload(
     :raises GuestError: when the guest refuses: the target exists, its disk is full.
     :raises ConnectionFailed: when the connection is lost.
     """
-    if len(sources) > 1 and not target.endswith("/"):
-        target += "/"
-    return [await _upload(connection, source, target, force=force, on_progress=on_progress) for source in sources]
+    place = copying.place_of_all(sources, target)
+    return [await _upload(connection, source, place, force=force, on_progress=on_progress) for source in sources]
 
 
 async def _upload(connection: Connection, source: Path, target: str, *, force: bool, on_progress: Listener) -> Copied:
-    name = name_of(os.path.abspath(source))
+    name = copying.name_of(os.path.abspath(source))
     try:
         size = await asyncio.to_thread(archive.measure, source)
     except OSError as error:
-        raise host_error(f"{str(source)!r} cannot be copied", error, None) from error
-    counter = Counter(str(source), size.total, on_progress)
-    new = PREFIX + secrets.token_hex(8)
+        raise copying.host_error(f"{str(source)!r} cannot be copied", error, None) from error
+    counter = copying.Counter(str(source), size.total, on_progress)
+    new = copying.PREFIX + secrets.token_hex(8)
     values = {
         "target": quoted_path(target),
         "name": shlex.quote(name),
@@ -126,30 +112,31 @@ async def _upload(connection: Connection, source: Path, target: str, *, force: b
         "force": "yes" if force else '""',
         "new": new,
     }
-    async with program(connection, _RECEIVE, values) as (process, talk):
+    async with copying.program(connection, _RECEIVE, values) as (process, talk):
         word = await talk.word()
         if word[:1] != ["go"]:
             raise _failed(talk, word, target, name, size.total)
-        free = number(word[1]) * 1024 if len(word) > 1 else 0
+        free = copying.number(word[1]) * 1024 if len(word) > 1 else 0
         if free < size.total:
-            raise GuestError(full(f"{name!r} was not copied: the guest's disk has no room", free, size.total))
+            raise GuestError(copying.full(f"{name!r} was not copied: the guest's disk has no room", free, size.total))
 
-        async def pump(sock: socket.socket) -> None:
-            while data := await asyncio.get_running_loop().sock_recv(sock, CHUNK):
+        async def pump(handover: Handover) -> None:
+            while data := await handover.taken():
                 await process.write(data)
                 counter.tell()
             process.write_eof()
 
-        def pack(sock: socket.socket) -> None:
-            archive.pack(source, new, f"{new}.whole", Writer(sock.sendall), counter.add)
+        def pack(handover: Handover) -> None:
+            archive.pack(source, new, f"{new}.whole", Writer(handover.give), counter.add)
+            handover.end()
 
         try:
-            await in_thread(pack, pump)
+            await copying.in_thread(pack, pump)
         except ConnectionFailed as error:
             # The guest takes no more; why, it may have said.
             raise _failed(talk, await talk.word(), target, name, size.total) from error
         except OSError as error:
-            raise host_error(f"{str(source)!r} cannot be copied", error, None) from error
+            raise copying.host_error(f"{str(source)!r} cannot be copied", error, None) from error
         if (word := await talk.word()) != ["done"]:
             raise _failed(talk, word, target, name, size.total)
     counter.finish()

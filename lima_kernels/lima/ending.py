@@ -78,7 +78,12 @@ def forget_stop(instance_dir: Path) -> None:
 
 def is_stopping(instance_dir: Path) -> bool:
     """Tell whether the host agent, if it lives, is on its way out; `limactl list` calls the instance running then."""
-    return any(_ASKED.match(line.msg) or _DRIVER.match(line.msg) for line in _log(instance_dir))
+    return any(map(says_stopping, _log(instance_dir)))
+
+
+def says_stopping(line: AgentLine) -> bool:
+    """Tell whether a host agent says by a line that it is on its way out."""
+    return bool(_ASKED.match(line.msg) or _DRIVER.match(line.msg))
 
 
 def driver_failure(instance_dir: Path) -> str:
@@ -117,22 +122,23 @@ def _when_asked(signal: str, line: AgentLine, lines: list[AgentLine]) -> str:
     forced = next((found[1] for later in lines if (found := _FORCED.match(later.msg))), "")
     end = f", and killed because {forced}" if forced else ""
     if signal == "SIGINT":
-        return f"it was shut down by `limactl stop`{_at(_seconds(line))}{end}"
-    return f"it was shut down by {signal} to Lima's host agent{_at(_seconds(line))}{end}"
+        return f"it was shut down by `limactl stop`{_at(seconds(line.time))}{end}"
+    return f"it was shut down by {signal} to Lima's host agent{_at(seconds(line.time))}{end}"
 
 
 def _when_the_driver_ended(error: str, line: AgentLine, lines: list[AgentLine]) -> str:
     if error == _NO_ERROR:
-        return f"it was powered off from inside{_at(_seconds(line))}"
+        return f"it was powered off from inside{_at(seconds(line.time))}"
     if error == "signal: killed":
-        return f"its process was killed{_at(_seconds(line))}, by somebody or because this host had no memory left"
-    return f"its process ended{_at(_seconds(line))} with {_failure(error, lines)!r}"
+        return f"its process was killed{_at(seconds(line.time))}, by somebody or because this host had no memory left"
+    return f"its process ended{_at(seconds(line.time))} with {_failure(error, lines)!r}"
 
 
-def _seconds(line: AgentLine) -> float | None:
+def seconds(time: str) -> float | None:
+    """Return a time of a host agent's log in seconds since the epoch, or None when it is none."""
     try:
-        return datetime.fromisoformat(line.time).timestamp()
-    except ValueError:
+        return datetime.fromisoformat(time).timestamp()
+    except (ValueError, OverflowError):
         return None
 
 

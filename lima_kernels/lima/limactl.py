@@ -7,13 +7,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from .. import paths
-from ..errors import ConfigurationError, HostError, InstanceError, LimactlError, nearest
+from ..errors import ConfigurationError, HostError, InstanceError, LimactlError, NotFound, nearest
 from . import accelerator, process
 from .models import Instance, LimaInfo, decode_info, decode_instances, decode_log_line
 from .template import Hardware, with_disk_of
@@ -29,6 +29,8 @@ CREATE = 3600.0
 # Seconds for `stop`: Lima itself gives the host agent and then the VM three minutes each.
 STOP = 400.0
 _CONFIG = "lima.yaml"
+# Where Lima's templates put files of the guest's.
+_COPIED = "copied-from-guest"
 # What `list` says, with exit code 1, when there is no instance of a name.
 _UNMATCHED = "unmatched instances"
 _LOCATION = re.compile(r"\w[\w./:@+-]*")
@@ -83,6 +85,24 @@ def make_accessible(instance_dir: Path) -> None:
     for entry in instance_dir.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             entry.chmod(0o700)
+
+
+@contextlib.contextmanager
+def _without_copied_files(instance_dir: Path) -> Iterator[None]:
+    """Take away, while the block runs, what an instance's template had copied from the guest, such as a kubeconfig.
+
+    It lies in a directory, and Lima's clone fails at the first file of one (see above). Each start copies it anew.
+    """
+    copied = instance_dir / _COPIED
+    if not copied.exists():
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="_", dir=instance_dir.parent) as aside:
+        away = copied.rename(Path(aside) / _COPIED)
+        try:
+            yield
+        finally:
+            away.rename(copied)
 
 
 class Limactl:
@@ -155,12 +175,18 @@ class Limactl:
 
     async def find(self, name: str) -> Instance | None:
         """Return the instance of that name, or None when there is none."""
-        done = await self.run("list", _LIST_FORMAT, name, check=False)
-        found = self._decoded(done.stdout)
-        if not found and done.returncode and _UNMATCHED not in done.stderr:
+        return (await self.named([name])).get(name)
+
+    async def named(self, names: Collection[str]) -> dict[str, Instance]:
+        """Return those of these names that there are, a broken one among them; of no names none."""
+        if not names:
+            return {}
+        done = await self.run("list", _LIST_FORMAT, *names, check=False)
+        found = {instance.name: instance for instance in self._decoded(done.stdout)}
+        if not found.keys() >= set(names) and done.returncode and _UNMATCHED not in done.stderr:
             # Something else than a name that nobody has: an instance that cannot be seen now is not gone.
-            raise self.failure(("list", name), done.returncode, done.stderr.splitlines())
-        return next((instance for instance in found if instance.name == name), None)
+            raise self.failure(("list", *names), done.returncode, done.stderr.splitlines())
+        return {name: found[name] for name in names if name in found}
 
     @staticmethod
     def _decoded(text: str) -> tuple[Instance, ...]:
@@ -176,12 +202,12 @@ class Limactl:
     async def get(self, name: str) -> Instance:
         """Return the instance of that name.
 
-        :raises InstanceError: when there is none; names the nearest that exists.
+        :raises NotFound: when there is none; names the nearest that exists.
         """
         found = await self.find(name)
         if found is None:
             names = [instance.name for instance in await self.list()]
-            raise InstanceError(f"There is no Lima instance {name!r}.", hint=nearest(name, names))
+            raise NotFound(f"There is no Lima instance {name!r}.", hint=nearest(name, names))
         return found
 
     async def template(self, name: str) -> str:
@@ -256,7 +282,8 @@ class Limactl:
 
     async def clone(self, source: str, target: str) -> None:
         """Copy a stopped instance, with its disk."""
-        await self.run("clone", source, target, timeout=CREATE)
+        with _without_copied_files(paths.lima_home() / source):
+            await self.run("clone", source, target, timeout=CREATE)
         make_accessible(paths.lima_home() / target)
 
     async def stop(self, name: str) -> None:

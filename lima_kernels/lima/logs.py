@@ -11,10 +11,10 @@ from .. import paths
 from ..errors import printable
 from .models import LimaStatus, decode_agent_line, decode_event
 
-# What the host agent tells limactl, as JSON lines.
-_EVENTS = "ha.stdout.log"
 # No more of a file is read than this many bytes from its end.
 LIMIT = 4 * 1024 * 1024
+# Characters of one line for people; a guest may bring about any.
+LONGEST_LINE = 2000
 
 
 class LogSource(enum.Enum):
@@ -31,6 +31,12 @@ class LogEntry(NamedTuple):
     time: str
     level: str
     message: str
+
+    @property
+    def line(self) -> str:
+        """What was said in one line that is not too long, and how bad it is when it is bad."""
+        level = "" if self.level in ("", "info") else f"{self.level}: "
+        return f"{level}{self.message}"[:LONGEST_LINE]
 
 
 def tail(file: Path, limit: int) -> list[bytes]:
@@ -62,7 +68,7 @@ def events(instance_dir: Path) -> list[LogEntry]:
     """Return the steps of the instance's last start and end, as the host agent told them to limactl."""
     found: list[LogEntry] = []
     before = LimaStatus()
-    for raw in tail(instance_dir / _EVENTS, LIMIT):
+    for raw in tail(paths.host_agent_events(instance_dir), LIMIT):
         event = decode_event(raw)
         # Every port that the guest opens is an event, too.
         if event is not None and event.status != before:

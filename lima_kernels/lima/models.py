@@ -178,12 +178,30 @@ class LimaStatus(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One line of ``ha.stdout.log``; what it tells of forwarded ports is not read."""
+    """One line of ``ha.stdout.log``; what it tells of forwarded ports is read by :func:`decode_forwarded`."""
 
     time: str = ""
     status: LimaStatus = LimaStatus()
 
 
+class Forwarded(msgspec.Struct, frozen=True, rename="camel"):
+    """What an event says of a port that Lima forwards; ``type`` is Lima's word for what happened."""
+
+    type: str = ""
+    protocol: str = ""
+    guest_addr: str = ""
+    host_addr: str = ""
+
+
+class _ForwardedIn(msgspec.Struct, frozen=True, rename="camel"):
+    port_forward: Forwarded | None = None
+
+
+class _ForwardEvent(msgspec.Struct, frozen=True):
+    status: _ForwardedIn = _ForwardedIn()
+
+
+_forward_decoder = msgspec.json.Decoder(_ForwardEvent)
 _log_decoder = msgspec.json.Decoder(LogLine)
 _agent_decoder = msgspec.json.Decoder(AgentLine)
 _event_decoder = msgspec.json.Decoder(Event)
@@ -247,6 +265,14 @@ def decode_event(raw: bytes) -> Event | None:
     """Decode one event of a host agent, or return None when it is none."""
     try:
         return _event_decoder.decode(raw)
+    except ValueError:
+        return None
+
+
+def decode_forwarded(raw: bytes) -> Forwarded | None:
+    """Decode what an event of a host agent says of a forwarded port, or return None when it says nothing of one."""
+    try:
+        return _forward_decoder.decode(raw).status.port_forward
     except ValueError:
         return None
 

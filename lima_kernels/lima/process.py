@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # How long a process that was asked to end may take before it is killed, in seconds.
 GRACE = 5.0
@@ -40,6 +40,18 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         await asyncio.shield(process.wait())
 
 
+async def _begun(argv: Sequence[str], **settings: Any) -> asyncio.subprocess.Process:
+    """Start a process in a session of its own; one whose caller is cancelled meanwhile is ended."""
+    # Cancelled within, asyncio would leave pipes open that it had not got to yet.
+    starting = asyncio.ensure_future(asyncio.create_subprocess_exec(*argv, start_new_session=True, **settings))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        with contextlib.suppress(OSError):
+            await _end(await starting)
+        raise
+
+
 def _signal_group(process: asyncio.subprocess.Process, signum: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signum)
@@ -59,14 +71,13 @@ async def run(
     :raises TimeoutError: when the time limit is reached.
     :raises OSError: when the program cannot be started.
     """
-    process = await asyncio.create_subprocess_exec(
-        *argv,
+    process = await _begun(
+        argv,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env=env,
         cwd=cwd,
-        start_new_session=True,
     )
     try:
         out, err = await asyncio.wait_for(process.communicate(stdin.encode()), timeout)
@@ -99,14 +110,13 @@ async def stream(argv: Sequence[str], *, env: Mapping[str, str] | None = None) -
 
     :raises OSError: when the program cannot be started.
     """
-    process = await asyncio.create_subprocess_exec(
-        *argv,
+    process = await _begun(
+        argv,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env=env,
         limit=LINE_LIMIT,
-        start_new_session=True,
     )
     try:
         yield Stream(process)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ _LONG = 600.0
 # Below LIMA_HOME, and in each disk's directory (lima ``pkg/limatype/filenames``).
 _DISKS = "_disks"
 _IN_USE = "in_use_by"
+# In an instance's directory: where its one connection is that all of Lima's SSH goes over.
+_SSH_MASTER = "ssh.sock"
+_HANG_UP = 10.0
 # What QEMU's monitor said, as limactl tells it: there is no word when all went well, and the exit code is always 0.
 _MONITOR = "output: "
 
@@ -62,9 +66,13 @@ async def create_snapshot(limactl: Limactl, name: str, tag: str) -> None:
     await _snapshot(limactl, "create", name, f"--tag={tag}")
 
 
-async def apply_snapshot(limactl: Limactl, name: str, tag: str) -> None:
+async def apply_snapshot(limactl: Limactl, instance: Instance, tag: str) -> None:
     """Give an instance the disk that it had, and its memory when it runs; what it has now is lost."""
-    await _snapshot(limactl, "apply", name, f"--tag={tag}")
+    await _snapshot(limactl, "apply", instance.name, f"--tag={tag}")
+    if (master := instance.dir / _SSH_MASTER).is_socket():
+        # The guest no longer knows of this connection; Lima's host agent would wait for it when it is to stop.
+        with contextlib.suppress(OSError, TimeoutError):
+            await process.run(["ssh", "-F", "none", "-S", str(master), "-O", "exit", instance.name], timeout=_HANG_UP)
 
 
 async def delete_snapshot(limactl: Limactl, name: str, tag: str) -> None:

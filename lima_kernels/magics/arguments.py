@@ -80,11 +80,12 @@ VERBS: Mapping[str, Verb] = {
     "stop": Verb("shut a VM down; its kernels end", "stop default", (_NAME, _FORCE, _YES)),
     "restart": Verb("stop a VM and start it again; its kernels end", "restart default", (_NAME, _FORCE, _YES)),
     "create": Verb(
-        "make a VM from one of Lima's templates",
+        "make a VM from one of Lima's templates, or from an environment file",
         "create web --template debian-12 --memory 2GiB",
         (
             _THIS,
             Argument("--template", default="default", metavar="NAME", help="see: template list"),
+            Argument("--environment", metavar="FILE", help="instead of a template; it says what the VM has as well"),
             *_SIZES,
             Argument("--start", action="store_true", help="start it as well"),
         ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import selectors
 import shutil
@@ -32,15 +31,12 @@ _WRAPPER = 'exec 3<&0 </dev/null; exec "$@" /dev/fd/3'
 class GuestBackend:
     """Does what a cell of this guest asks for.
 
-    :param path: the socket on which the host listens; empty when it does not.
-    :param token: what proves to it who asks.
-    :param instance: this VM's name on the host.
+    :param address: where its host is asked.
     """
 
-    def __init__(self, path: str, token: str, instance: str) -> None:
-        self.default = instance
-        self._path = path
-        self._token = token
+    def __init__(self, address: protocol.Address) -> None:
+        self.default = address.instance
+        self._address = address
 
     def instances(self) -> Sequence[str]:
         """Return this VM's name: a guest knows of no other."""
@@ -52,23 +48,17 @@ class GuestBackend:
         """Copy here; have the host do everything else."""
         if call.verb == "copy":
             return _copied(parser_of("copy").parse_args(list(call.arguments)), self.default)
-        request = {
-            "version": protocol.VERSION,
-            "token": self._token,
-            "verb": call.verb,
-            "arguments": list(call.arguments),
-        }
         try:
             with socket.socket(socket.AF_UNIX) as sock:
-                sock.connect(self._path)
-                sock.sendall(protocol.line(request))
-                for message in _messages(sock, watcher):
+                sock.connect(self._address.path)
+                sock.sendall(self._address.request(call.verb, call.arguments))
+                for message in protocol.messages(_received(sock, watcher)):
                     if "step" in message:
                         watcher.step(str(message["step"]))
                     elif (result := protocol.decoded(message)) is not None:
                         return result
         except (OSError, ValueError, TypeError) as error:
-            raise LimaError(f"This VM's host could not be asked: {error}.", _NO_CONTROL) from None
+            raise protocol.unreachable(error) from None
         raise LimaError(f"The host hung up before it said how `{call.verb}` ended.", "See: %lima status")
 
     def push(self, transfer: Transfer, namespace: Mapping[str, Any], watcher: Watcher) -> None:
@@ -137,13 +127,11 @@ class GuestBackend:
 
 
 _NO_OTHERS = "A kernel in a VM reaches no other kernel: push and pull are for a kernel of the host."
-_NO_CONTROL = "Is this kernel's trait `control` off, or was its Jupyter server stopped?"
 
 
-def _messages(sock: socket.socket, watcher: Watcher) -> Iterator[dict[str, Any]]:
+def _received(sock: socket.socket, watcher: Watcher) -> Iterator[bytes]:
     """Yield what the host says until it hangs up."""
     sock.settimeout(_TICK)
-    incoming = b""
     while True:
         try:
             data = sock.recv(_CHUNK)
@@ -152,12 +140,7 @@ def _messages(sock: socket.socket, watcher: Watcher) -> Iterator[dict[str, Any]]
             continue
         if not data:
             return
-        incoming += data
-        *lines, incoming = incoming.split(b"\n")
-        for found in lines:
-            yield json.loads(found)
-        if len(incoming) > protocol.ANSWER_LIMIT:
-            raise ValueError("its answer is too long")
+        yield data
 
 
 def _pump(process: subprocess.Popen[bytes], sink: Sink, timeout: float | None) -> None:
@@ -254,6 +237,4 @@ def _copy(source: Path, target: Path, *, force: bool) -> None:
 
 def load(shell: Any) -> None:
     """Give a kernel's shell `%lima` and `%%lima`."""
-    key = shell.kernel.session.key if hasattr(shell, "kernel") else b""
-    path, name = os.environ.get(protocol.SOCKET_VARIABLE, ""), os.environ.get(protocol.NAME_VARIABLE, "")
-    magic.load(shell, GuestBackend(path, protocol.token(key), name))
+    magic.load(shell, GuestBackend(protocol.Address.of(shell)))

@@ -81,7 +81,7 @@ class Terminal:
         self._text = plain(text)
         if self._in_place:
             self.tick()
-        else:
+        elif self._text:
             print(self._line(), file=self._stream, flush=True)
 
     def _line(self) -> str:

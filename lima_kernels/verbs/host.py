@@ -86,7 +86,7 @@ class HostBackend:
             conversation.say(lambda: watcher.step(text))
 
         async def begun() -> T:
-            return await work(Context(Limactl(), runtime().vm, say, default))
+            return await work(Context(Limactl(), runtime().vm, say, default, here=Path.cwd()))
 
         with _translated(), runtime().listening(lambda step: say(step.text if step.phase is not Phase.READY else "")):
             return self._waited(begun(), conversation, watcher.tick)

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import AsyncIterator, Collection, Sequence
 from pathlib import Path
 
-from .. import paths, records
+from .. import paths, records, wishes
 from ..errors import (
     ConfigurationError,
     InstanceError,
@@ -19,7 +19,7 @@ from ..errors import (
     nearest,
     printable,
 )
-from ..instances import BOOT_TIMEOUT, REACH, owner_mark
+from ..instances import BOOT_TIMEOUT, REACH, owner_mark, present
 from ..lima import boot, ending, hostagent, sizes
 from ..lima import logs as lima_logs
 from ..lima.limactl import Limactl, check_name, make_accessible
@@ -28,6 +28,7 @@ from ..lima.models import Instance, Status
 from ..lima.template import Hardware, with_hardware
 from ..magics.results import Note, Scalar, Table
 from ..progress import Phase, Progress
+from ..settings import Settings
 from ..vm import VM
 from . import vms
 from .alone import alone, check_stopped
@@ -42,6 +43,8 @@ TAKEN = "already exists"
 _DISK = "disk"
 _CONFIG = "lima.yaml"
 _PROVISION_LOG = "provision.log"
+# Why an edit needs a VM that is stopped.
+EDITED_WHILE_STOPPED = "its CPUs, memory and disk can be changed only while it is stopped"
 
 
 def asked_size(text: str | None, option: str) -> int | None:
@@ -75,7 +78,11 @@ def _described(instance: Instance) -> str:
     return f"{instance.cpus} CPUs, {memory} of memory, a disk of {disk}"
 
 
-async def _check_free(limactl: Limactl, name: str) -> None:
+async def check_free(limactl: Limactl, name: str) -> None:
+    """See that no instance has a name.
+
+    :raises InstanceError: when one has it.
+    """
     if await limactl.find(name) is not None or (paths.lima_home() / name).exists():
         raise InstanceError(f"The name {name!r} is taken by another VM.", hint="See them all: %lima list")
 
@@ -97,7 +104,8 @@ async def _discard(limactl: Limactl, name: str, config: str, files: Collection[s
         if not directory.is_dir() or not _is_beginning(directory, config, files):
             return
         make_accessible(directory)
-        if await limactl.find(name) is not None:
+        # Without that file Lima leaves it alone: somebody might just be making it.
+        if (directory / _CONFIG).exists():
             await limactl.delete(name)
         else:
             await asyncio.to_thread(shutil.rmtree, directory)
@@ -146,14 +154,18 @@ async def _boot(limactl: Limactl, progress: Progress) -> None:
 
 
 async def create(context: Context, options: argparse.Namespace) -> Note:
-    """Make a VM from one of Lima's templates, and start it if that is asked for."""
+    """Make a VM from one of Lima's templates or from an environment file, and start it if that is asked for."""
     limactl, name = context.limactl, options.name
     check_name(name)
     hardware = _hardware(options)
-    await _check_free(limactl, name)
+    await check_free(limactl, name)
+    if environment := vars(options).get("environment"):
+        if hardware.said:
+            raise ConfigurationError("An environment file says itself which CPUs, memory and disk its VM has.")
+        return await _create_from_environment(context, name, environment, start=options.start)
     config = with_hardware(await _template(limactl, options.template), hardware)
     async with alone(context.vm(name)) as progress:
-        await _check_free(limactl, name)
+        await check_free(limactl, name)
         progress.enter(Phase.CREATE, f"from the template {options.template}")
         async with _whole_or_nothing(limactl, name, config):
             await limactl.create(name, config)
@@ -162,6 +174,19 @@ async def create(context: Context, options: argparse.Namespace) -> Note:
             return Note(f"The VM {name} is made: {_described(instance)}. To start it: %lima start {name}")
         await _boot(limactl, progress)
     return Note(f"The VM {name} is made, and runs: {_described(instance)}.")
+
+
+async def _create_from_environment(context: Context, name: str, file: str, *, start: bool) -> Note:
+    wish = wishes.wish_of(Settings(environment=file, instance=name), directory=None)
+    vm = context.vm(name)
+    async with alone(vm) as progress:
+        await check_free(context.limactl, name)
+        instance = (await present(context.limactl, name, wish, progress)).instance
+    if start:
+        guest = await vm.ensure(wish)
+        await guest.forkserver.stop_when_idle(wish.idle_timeout)
+        return Note(f"The VM {name} is made, and runs: {_described(instance)}.")
+    return Note(f"The VM {name} is made: {_described(instance)}. To start it: %lima start {name}")
 
 
 async def factory_reset(context: Context, options: argparse.Namespace) -> Note:
@@ -199,7 +224,7 @@ async def edit(context: Context, options: argparse.Namespace) -> Note:
     await context.limactl.get(name)
     async with alone(context.vm(name)):
         before = await context.limactl.get(name)
-        check_stopped(before, "its CPUs, memory and disk can be changed only while it is stopped")
+        check_stopped(before, EDITED_WHILE_STOPPED)
         if hardware.disk is not None and hardware.disk < before.disk:
             raise InstanceError(
                 f"The disk of the VM {name!r} has {sizes.shown(before.disk)} and cannot shrink to "
@@ -226,13 +251,13 @@ async def clone(context: Context, options: argparse.Namespace) -> Note:
     limactl, source, target = context.limactl, options.source, options.target
     check_name(target)
     await limactl.get(source)
-    await _check_free(limactl, target)
+    await check_free(limactl, target)
     async with contextlib.AsyncExitStack() as stack:
         # In one order, whoever clones what: so nobody waits for who waits for him.
         progress = {name: await stack.enter_async_context(alone(context.vm(name))) for name in sorted((source, target))}
         original = await limactl.get(source)
         check_stopped(original, "only a stopped VM can be copied")
-        await _check_free(limactl, target)
+        await check_free(limactl, target)
         progress[target].enter(Phase.CREATE, f"a copy of {source}")
         config = (original.dir / _CONFIG).read_text(encoding="utf-8", errors="replace")
         files = {entry.name for entry in original.dir.iterdir()}

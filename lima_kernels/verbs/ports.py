@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from ..errors import ConfigurationError, InstanceError, LimaKernelsError
@@ -28,6 +29,8 @@ class _Kept:
 
     def __init__(self, vm: VM) -> None:
         self.forwards = PortForwards()
+        # Held by who reaches for the VM, and by who does not want it to be reached.
+        self.turn = asyncio.Lock()
         self._vm = vm
         self._is_attached = asyncio.Event()
         self._keeper = asyncio.ensure_future(self._keep())
@@ -37,7 +40,8 @@ class _Kept:
         try:
             while not self._vm.is_abandoned:
                 try:
-                    guest = await self._vm.reconnect(REACH)
+                    async with self.turn:
+                        guest = await self._vm.reconnect(REACH)
                     for failure in await self.forwards.attach(guest.connection):
                         logger.warning("%s", failure)
                     self._is_attached.set()
@@ -77,7 +81,18 @@ async def _forwards(vm: VM) -> PortForwards:
     return await _kept[vm].attached()
 
 
-def _present(vm: VM) -> Sequence[Forward]:
+@contextlib.asynccontextmanager
+async def disconnected(vm: VM) -> AsyncIterator[None]:
+    """Have no connection to a VM while the block runs; what is forwarded goes on after it."""
+    async with contextlib.AsyncExitStack() as stack:
+        if vm in _kept:
+            await stack.enter_async_context(_kept[vm].turn)
+        await vm.disconnect()
+        yield
+
+
+def present(vm: VM) -> Sequence[Forward]:
+    """Return the forwards that this process keeps for a VM."""
     return _kept[vm].forwards.all() if vm in _kept else ()
 
 
@@ -92,9 +107,9 @@ async def forward(context: Context, options: argparse.Namespace) -> Note:
 async def unforward(context: Context, options: argparse.Namespace) -> Note:
     """End the forwards of a port."""
     vm = context.vm(context.instance(options.name))
-    found = [made for made in _present(vm) if made.guest == options.port]
+    found = [made for made in present(vm) if made.guest == options.port]
     if not found:
-        known = ", ".join(str(made.guest) for made in _present(vm)) or "none"
+        known = ", ".join(str(made.guest) for made in present(vm)) or "none"
         raise ConfigurationError(
             f"Port {options.port} of {vm.name} is not forwarded by this kernel; forwarded: {known}."
         )
@@ -126,12 +141,12 @@ async def ports(context: Context, options: argparse.Namespace) -> Table:
     by_lima: Callable[[GuestPort], bool] = is_forwarded_by_default
     if live is not None and owner_mark(live.instance) is not None:
         by_lima = _never
-    ours = {made.guest: made.host for made in _present(vm) if made.direction is Direction.TO_GUEST}
+    ours = {made.guest: made.host for made in present(vm) if made.direction is Direction.TO_GUEST}
     rows: list[tuple[int | None, str, str, str]] = []
     for port in await guest_ports(guest.connection):
         here = ours.get(port.port) or (port.port if by_lima(port) else None)
         rows.append((port.port, port.address, port.process, f"{LOOPBACK}:{here}" if here else ""))
-    rows += [(None, made.guest, "", str(made.host)) for made in _present(vm) if isinstance(made.guest, str)]
+    rows += [(None, made.guest, "", str(made.host)) for made in present(vm) if isinstance(made.guest, str)]
     return Table(("port", "address", "process", "on_this_host"), rows)
 
 

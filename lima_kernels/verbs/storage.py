@@ -6,11 +6,13 @@ import argparse
 import asyncio
 import contextlib
 import re
+import shlex
 import shutil
 import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from .. import added_mounts
 from ..errors import ConfigurationError, InstanceError, LimactlError, LimaKernelsError, nearest
 from ..lima import sizes, storage
 from ..lima.limactl import Limactl, check_name
@@ -20,6 +22,7 @@ from ..magics.results import Note, Result, Table
 from .alone import alone, check_whole
 from .context import Context
 from .machines import TAKEN, asked_size
+from .ports import disconnected
 from .usage import check_unused
 
 # QEMU takes a number for a snapshot's id, and Lima hands the tag to its monitor without quotes.
@@ -65,6 +68,13 @@ def _check_mounts(instance: Instance) -> None:
         raise InstanceError(
             f"The VM {instance.name!r} runs and shows directories of this host by {kind}: QEMU has no snapshots then.",
             hint=f"Stop it, which ends its kernels: %lima stop {instance.name}",
+        )
+    if instance.is_up and (added := added_mounts.served(instance.name)):
+        # Whoever goes back to it would wait there for a connection that ended long ago.
+        directory = next(iter(added.values())).directory
+        raise InstanceError(
+            f"The VM {instance.name!r} runs and shows {directory}, which was added: no snapshot can keep that.",
+            hint=f"%lima unmount {shlex.quote(directory)} --instance {instance.name}",
         )
 
 
@@ -123,18 +133,17 @@ async def _known(limactl: Limactl, instance: Instance, tag: str) -> Snapshot:
 async def _apply_snapshot(context: Context, instance: Instance, tag: str) -> Note:
     kept = await _known(context.limactl, instance, tag)
     if instance.is_up:
-        vm = context.vm(instance.name)
-        await check_unused(vm, instance, "stop")
+        await check_unused(context.vm(instance.name), instance, "stop")
         _check_mounts(instance)
         if not _memory(kept):
             raise InstanceError(
                 f"The snapshot {tag!r} was made while the VM {instance.name!r} was stopped, and holds no memory.",
                 hint=f"Stop it first: %lima stop {instance.name}",
             )
-        # The guest will know nothing of the connections of today.
-        await vm.disconnect()
     context.say(f"{instance.name}: going back to the snapshot {tag}")
-    await storage.apply_snapshot(context.limactl, instance.name, tag)
+    # The guest will know nothing of the connections of today.
+    async with disconnected(context.vm(instance.name)):
+        await storage.apply_snapshot(context.limactl, instance, tag)
     return Note(f"The VM {instance.name} is as it was at {kept.made}.")
 
 

@@ -81,8 +81,7 @@ async def wish_to_start(limactl: Limactl, name: str, here: Path | None) -> Wish:
 async def start(context: Context, options: argparse.Namespace) -> Note:
     """Start a VM, which is made when its kernel spec says what it is, and wait until it can be used."""
     name = context.instance(options.name)
-    # What this process works in is not for a guest to see because it asks.
-    wish = await wish_to_start(context.limactl, name, None if context.asked_by else Path.cwd())
+    wish = await wish_to_start(context.limactl, name, context.here)
     guest = await context.vm(name).ensure(wish)
     await guest.forkserver.stop_when_idle(wish.idle_timeout)
     return Note(f"The VM {name} is ready.")

@@ -157,13 +157,17 @@ def test_start_takes_no_vm_that_no_kernel_spec_names(
     )
 
 
-def test_delete_leaves_the_vms_of_others_alone(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_delete_leaves_the_vms_of_others_alone_unless_forced(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
     directory = machine.lima_home / "docker"
     directory.mkdir()
     (directory / "lima.yaml").write_text("images: []\n")
     assert main(["delete", "docker"]) == 1
     assert "was not made by lima-kernels" in capsys.readouterr().err
     assert machine.instances() == ["docker"]
+    assert main(["delete", "docker", "--force"]) == 0
+    assert machine.instances() == []
 
 
 def test_doctor_says_what_mends(machine: Machine, spec: str, capsys: pytest.CaptureFixture[str]) -> None:

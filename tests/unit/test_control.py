@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -15,12 +14,12 @@ import pytest
 
 from lima_kernels.control import CONVERSATIONS, Control
 from lima_kernels.errors import InstanceError
+from lima_kernels.guest import calls
 from lima_kernels.lima.limactl import Limactl
 from lima_kernels.magics import protocol
 from lima_kernels.magics.arguments import VERBS
 from lima_kernels.settings import Policy
 from lima_kernels.verbs import vms
-from lima_kernels.verbs.context import Context
 from lima_kernels.verbs.table import FUNCTIONS
 from lima_kernels.verbs.vms import wish_to_start
 from lima_kernels.vm import VM
@@ -52,7 +51,7 @@ async def served(tmp_path: Path, policy: Policy, key: bytes = KEY) -> AsyncItera
         policy, OWN, "k1", key, lambda name: vms.setdefault(name, VM(name, Limactl(), lambda _step: None))
     )
     path = tmp_path / "control"
-    server = await asyncio.start_unix_server(control.answer, path, limit=protocol.REQUEST_LIMIT)
+    server = await asyncio.start_unix_server(control.answer, path, limit=calls.LIMIT)
     async with server:
         yield path
 
@@ -237,7 +236,7 @@ async def test_a_failure_is_the_hosts_line(door: Path, two_vms: Machine) -> None
 
 @pytest.mark.usefixtures("spec")
 async def test_a_guest_that_starts_its_vm_again_sees_no_more_than_before(
-    two_vms: Machine, monkeypatch: pytest.MonkeyPatch
+    two_vms: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(two_vms.notebooks)
     wishes = [await wish_to_start(Limactl(), OWN, here) for here in (Path.cwd(), None)]
@@ -249,11 +248,9 @@ async def test_a_guest_that_starts_its_vm_again_sees_no_more_than_before(
         raise InstanceError("no further")
 
     monkeypatch.setattr(vms, "wish_to_start", remember)
-    for asked_by in ("", "k1"):
-        context = Context(Limactl(), lambda name: VM(name, Limactl(), lambda _step: None), print, OWN, asked_by)
-        with pytest.raises(InstanceError):
-            await vms.start(context, argparse.Namespace(name=OWN))
-    assert asked == [two_vms.notebooks, None]
+    async for path in served(tmp_path, Policy.OWN_VM):
+        assert message(await ask(path, request("start"))) == "no further"
+    assert asked == [None]
 
 
 def test_every_verb_is_somebodys() -> None:

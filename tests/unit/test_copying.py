@@ -227,7 +227,7 @@ async def test_progress(ways: Ways, sshd: Sshd, here: Path) -> None:
     source.write_bytes(bytes(20_000_000))
     told: list[CopyProgress] = []
     await ways.copy(source, to=sshd.home, on_progress=told.append)
-    assert len(told) > 10
+    assert len(told) > 1
     assert [step.done for step in told] == sorted(step.done for step in told)
     assert {(step.source, step.total) for step in told} == {(str(source), 20_000_000)}
     assert told[-1].done == 20_000_000

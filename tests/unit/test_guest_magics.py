@@ -15,10 +15,12 @@ import psutil
 import pytest
 
 from lima_kernels.control import Control
+from lima_kernels.guest import calls
 from lima_kernels.lima.limactl import Limactl
 from lima_kernels.magics import protocol
 from lima_kernels.magics.backend import Call, LimaError, Script
 from lima_kernels.magics.guest import GuestBackend
+from lima_kernels.magics.protocol import Address
 from lima_kernels.magics.results import Note, Table
 from lima_kernels.magics.showing import Kept
 from lima_kernels.settings import Policy
@@ -46,7 +48,7 @@ class Watcher:
 @pytest.fixture
 def backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GuestBackend:
     monkeypatch.chdir(tmp_path)
-    return GuestBackend("", "", OWN)
+    return GuestBackend(Address("", "", OWN))
 
 
 def script(text: str, **more: Any) -> Script:
@@ -212,10 +214,10 @@ def asked(machine: Machine) -> Iterator[GuestBackend]:
         control = Control(
             Policy.OWN_VM, OWN, "k1", KEY, lambda name: vms.setdefault(name, VM(name, Limactl(), lambda _step: None))
         )
-        return await asyncio.start_unix_server(control.answer, path, limit=protocol.REQUEST_LIMIT)
+        return await asyncio.start_unix_server(control.answer, path, limit=calls.LIMIT)
 
     server = asyncio.run_coroutine_threadsafe(listen(), loop).result(10)
-    yield GuestBackend(str(path), protocol.token(KEY), OWN)
+    yield GuestBackend(Address(str(path), protocol.token(KEY), OWN))
 
     async def end() -> None:
         server.close()
@@ -267,4 +269,4 @@ def test_an_interrupt_hangs_up_on_the_host(asked: GuestBackend, machine: Machine
 def test_a_host_that_does_not_listen(backend: GuestBackend, tmp_path: Path) -> None:
     for path in ("", str(tmp_path / "none")):
         with pytest.raises(LimaError, match=r"host could not be asked: .*trait `control` off"):
-            GuestBackend(path, "", OWN).run(Call("status", (), OWN), Watcher())
+            GuestBackend(Address(path, "", OWN)).run(Call("status", (), OWN), Watcher())

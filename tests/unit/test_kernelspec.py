@@ -98,7 +98,8 @@ def test_an_instance_name_that_lima_does_not_take_is_refused(instance: str) -> N
     with pytest.raises(ConfigurationError) as caught:
         requested(instance=instance)
     assert str(caught.value) == (
-        f"{instance!r} cannot be a Lima instance's name. Use letters and digits, with '.', '_' or '-' between."
+        f"{instance!r} cannot be a Lima instance's name. "
+        "Use at most 76 letters and digits, with single '.', '_' or '-' between, and no .yaml."
     )
 
 

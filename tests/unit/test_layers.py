@@ -18,6 +18,7 @@ ROOT = Path(lima_kernels.__file__).parent
 LAYERS = (
     "errors",
     "magics",
+    "widget",
     "sftp",
     "paths",
     "records",
@@ -42,9 +43,11 @@ LAYERS = (
     "wishes",
     "doctor",
     "verbs",
+    "watch",
     "control",
     "provisioner",
     "extension",
+    "server",
     "cli",
     "__main__",
 )

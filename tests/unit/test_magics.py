@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import shlex
@@ -20,7 +21,7 @@ from lima_kernels.magics.arguments import VERBS, parser_of
 from lima_kernels.magics.backend import Call, Ended, LimaError, Script, Sink, Started, Transfer, Watcher
 from lima_kernels.magics.magic import ScriptFailed
 from lima_kernels.magics.results import Note, Result, Table
-from lima_kernels.magics.showing import SHOWN_BYTES
+from lima_kernels.magics.showing import SHOWN_BYTES, Terminal
 
 NASTY = ["a b", "it's", 'say "x"', "é \N{SNOWMAN}", "$HOME", "`id`", "a;b", "--x", "*", "\\n"]
 
@@ -335,6 +336,15 @@ def test_a_table_is_shown_and_is_a_list() -> None:
     assert table[0] == {"name": "a<b>", "is_up": True}
     assert pickle.loads(pickle.dumps(table)) == table
     assert repr(Table(("x",), [])) == "(none)"
+
+
+def test_a_log_has_a_line_for_each_step_and_none_for_the_end() -> None:
+    log = io.StringIO()
+    terminal = Terminal(log)
+    terminal.step("booting")
+    terminal.step("")
+    terminal.close()
+    assert log.getvalue().split() == ["0", "s", "booting"]
 
 
 def test_what_a_guest_wrote_does_not_steer_a_terminal() -> None:

@@ -408,6 +408,7 @@ async def test_a_guest_that_tells_nonsense(connection: Connection, sshd: Sshd) -
         (8080, "0.0.0.0", True),
         (8080, "::", True),
         (8080, "::1", True),
+        (8080, "127.0.0.53", False),
         (8080, "192.168.5.15", False),
         (22, "0.0.0.0", False),
     ],

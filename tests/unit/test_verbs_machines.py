@@ -362,6 +362,22 @@ async def test_half_a_clone_is_removed(asking: Asking, stops_at: str, given_up: 
     assert asking.machine.instances() == ["one"]
 
 
+async def test_a_clone_of_a_vm_whose_template_copies_files_to_the_host(asking: Asking) -> None:
+    """Lima's own clone fails at them; a start brings them again."""
+    await make(asking, "one")
+    copied = asking.machine.lima_home / "one" / "copied-from-guest"
+    copied.mkdir()
+    (copied / "kubeconfig.yaml").write_text("x")
+    await asking(machines.clone, source="one", target="two")
+    assert asking.machine.instances() == ["one", "two"]
+    assert not (asking.machine.lima_home / "two" / copied.name).exists()
+    asking.machine.tell(fail={"clone": "no space left on device"})
+    with pytest.raises(LimactlError, match="no space left on device"):
+        await asking(machines.clone, source="one", target="three")
+    assert (copied / "kubeconfig.yaml").read_text() == "x"
+    assert asking.machine.instances() == ["one", "two"]
+
+
 async def test_somebody_elses_directory_is_no_half_clone(asking: Asking) -> None:
     await make(asking, "one")
     asking.machine.tell(delay={"clone": 1.0})

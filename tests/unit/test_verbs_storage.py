@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from lima_kernels import added_mounts, paths, records
 from lima_kernels.errors import ConfigurationError, InstanceError, LimactlError, LimaKernelsError
 from lima_kernels.lima.models import Snapshot, decode_snapshots
 from lima_kernels.verbs import storage
@@ -89,6 +90,24 @@ async def test_a_running_vm_that_shows_directories_has_none(asking: Asking, kind
 async def test_sshfs_is_in_nobodys_way(asking: Asking) -> None:
     await make(asking, "one", f"{MOUNTED}mountType: reverse-sshfs\n", running=True)
     await keep(asking, "create", "a")
+
+
+async def test_a_running_vm_that_shows_an_added_directory_has_none(asking: Asking, tmp_path: Path) -> None:
+    await make(asking, "one", running=True)
+    await keep(asking, "create", "a")
+    directory = tmp_path / "data é"
+    record = paths.mounts_directory("one") / f"{added_mounts.name_of(directory)}.json"
+    paths.private_directory(record.parent)
+    records.write(record, added_mounts.ServedDirectory(directory=str(directory), read_only=False))
+    for action in ("create", "apply"):
+        with refused(
+            InstanceError,
+            f"The VM 'one' runs and shows {directory}, which was added: no snapshot can keep that. "
+            f"%lima unmount '{directory}' --instance one",
+        ):
+            await keep(asking, action, "a")
+    (asking.machine.lima_home / "one" / "running").unlink()
+    await keep(asking, "create", "b")
 
 
 async def test_the_mount_type_that_lima_takes_counts(asking: Asking) -> None:

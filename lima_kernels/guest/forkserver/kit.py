@@ -1,4 +1,7 @@
-"""What a kernel has of our package: `%lima`. It lies beside this package, and is imported once for all kernels."""
+"""What a kernel has of our package: `%lima` and panels. It lies beside this package.
+
+The magic is imported once for all kernels; panels, which take longer, by the cell that wants one.
+"""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ It is reached through a unix socket in a 0700 directory and speaks JSON lines:
     {"id": 13, "op": "unmount", "mount": ID, "user": KERNEL or ""}
     {"id": 14, "op": "mounts"}
     {"id": 15, "op": "claim", "mount": ID, "owner": TOKEN}
+    {"id": 16, "op": "usage"}
 
 Every request is answered by a line with its id and either "ok" or "error". After the answer to "stream" the connection
 carries the frames of a resumable stream. The end of a kernel is told to every client as {"event": "exit", "kernel": ID,
@@ -37,7 +38,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from . import idle, specs
+from . import idle, memory, specs
 from .clients import Client, Refused
 from .deaths import disk_full
 from .kernels import seconds, write_private
@@ -86,6 +87,7 @@ class Server:
             "release": registry.release,
             "note": registry.note,
             "specs": self._specs,
+            "usage": self._usage,
             "settings": self._settings,
             "stream": self._stream,
             "mount": mounts.mount,
@@ -189,6 +191,9 @@ class Server:
 
     def _specs(self, _client: Client, _request: dict[str, Any]) -> dict[str, Any]:
         return {"ok": specs.all_specs()}
+
+    def _usage(self, _client: Client, _request: dict[str, Any]) -> dict[str, Any]:
+        return {"ok": memory.usage()}
 
     def _settings(self, _client: Client, request: dict[str, Any]) -> dict[str, Any]:
         timeout = seconds(request["idle_timeout"])

@@ -1,0 +1,1 @@
+"""The Jupyter Server extension: VMs over REST, and what changes over a WebSocket, for JupyterLab's sidebar."""
