@@ -77,10 +77,12 @@ check: $(VENV)/installed widgets/node_modules/.package-lock.json
 
 .PHONY: test
 test: check setup
+	pytest --numprocesses 2 tests/browser
 	pytest -m 'not long' --durations=40 --durations-min=8 tests/vm
 
 .PHONY: test-full
 test-full: check setup
+	pytest tests/browser
 	pytest tests/unit tests/vm
 
 .PHONY: wheel
