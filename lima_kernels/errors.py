@@ -72,6 +72,8 @@ class InstanceError(LimaKernelsError):
 class NotFound(InstanceError):
     """There is no instance, job or kernel of the name that was given."""
 
+    reference = "not-found"
+
 
 class ImageError(LimaKernelsError):
     """A guest image could not be built, or is not what it should be."""

@@ -14,6 +14,8 @@ T = TypeVar("T")
 # A guest is hostile input: no more of a line than this is read.
 LINE_LIMIT = 1 << 20
 REQUEST_TIMEOUT = 30.0
+# Before its first answer it imports what kernels need, maybe beside all else that a guest does while it boots.
+FIRST_TIMEOUT = 120.0
 # Operations whose name does not say what was attempted.
 _ATTEMPTS = {
     "mount": "mount a directory of this host",
@@ -201,6 +203,7 @@ class Forkserver:
         self._on_event = on_event
         self._pending: dict[int, asyncio.Future[_Message]] = {}
         self._number = 0
+        self._has_answered = False
         self._idle_timeout: float | None = None
         self._task = asyncio.ensure_future(self._read())
 
@@ -224,6 +227,7 @@ class Forkserver:
 
     def _receive(self, line: str) -> None:
         message = msgspec.json.decode(line, type=_Message)
+        self._has_answered = self._has_answered or message.id is not None
         if message.event == "exit":
             self._on_event(KernelExit(message.kernel, message.code, message.log, message.reason))
         elif message.event == "power off":
@@ -258,12 +262,11 @@ class Forkserver:
         return message.ok
 
     async def _ask(self, operation: str, **fields: Any) -> msgspec.Raw:
+        limit = REQUEST_TIMEOUT if self._has_answered else FIRST_TIMEOUT
         try:
-            return await self._request(operation, **fields)
+            return await self._request(operation, timeout=limit, **fields)
         except TimeoutError as error:
-            raise GuestError(
-                f"The guest's forkserver did not answer {operation!r} within {REQUEST_TIMEOUT:.0f} s."
-            ) from error
+            raise GuestError(f"The guest's forkserver did not answer {operation!r} within {limit:.0f} s.") from error
 
     async def spawn(self, kernel: str, birth: Birth, *, timeout: float) -> int:
         """Start a kernel and return its process id once its sockets are bound.

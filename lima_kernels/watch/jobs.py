@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
 import secrets
@@ -56,6 +57,8 @@ class Jobs:
         self._vm = vm
         self._tell = tell
         self._runs: dict[str, _Run] = {}
+        # What is done with one VM is done in the order in which it was asked for.
+        self._turns: dict[str, asyncio.Lock] = {}
         # asyncio itself keeps tasks no longer than somebody waits for them.
         self._tasks: set[asyncio.Future[Result]] = set()
 
@@ -85,11 +88,15 @@ class Jobs:
                 return run.job
         run = self._begin(vm, call.verb, lambda: self._cancel_verb(vm, call.verb, task), call)
         context = Context(self._limactl, self._vm, lambda text: self._change(run, step=text), vm, asked_by, here)
-        task = asyncio.ensure_future(FUNCTIONS[call.verb](context, options))
+        task = asyncio.ensure_future(self._work(call, context, options))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda ended: self._end(run, ended))
         return run.job
+
+    async def _work(self, call: Call, context: Context, options: argparse.Namespace) -> Result:
+        async with self._turns.setdefault(context.default, asyncio.Lock()):
+            return await FUNCTIONS[call.verb](context, options)
 
     def _cancel_verb(self, vm: str, verb: str, task: asyncio.Future[Result]) -> None:
         if verb in _STARTS and self._vm(vm).starting is not None:
@@ -122,7 +129,7 @@ class Jobs:
             vm.starting.ended.add_done_callback(lambda ended: self._end(run, ended))
             runs = [run]
         text = f"{step.phase.value} ({step.detail})" if step.detail else step.phase.value
-        for run in runs[-1:]:
+        for run in runs[:1]:
             self._change(run, step=text, expected=step.expected)
 
     def _running(self, vm: str) -> list[_Run]:

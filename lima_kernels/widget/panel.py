@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from IPython.core.getipython import get_ipython
 from traitlets import Bool, Dict, Enum, Float, Int, List, Unicode, default
 
 from ..magics.arguments import INSTANCE_VARIABLE
@@ -37,6 +38,8 @@ _AFTER = {"start": "running", "stop": "stopped", "restart": "running", "delete":
 _NEWS = 5.0
 # Where the build puts the front end.
 FRONT_END = Path(__file__).parent / "static" / "panel.js"
+# What the front end, and a saved notebook, have of any panel.
+_SHOWN = ("vms", "jobs", "connected", "notice")
 # What the traits of a panel are called in a message.
 _OF_VM = {
     "state": "state",
@@ -85,6 +88,7 @@ class Panel(anywidget.AnyWidget):
         self._news = News()
         self._asked = Asked(self._cancel)
         self._clicks: set[str] = set()
+        self._has_changed = False
         # Before there is anything in a notebook: it may not be had.
         self._member = self.feeds.join(name, self._tell)
         try:
@@ -96,6 +100,8 @@ class Panel(anywidget.AnyWidget):
             self._leave()
             raise
         self.on_msg(self._heard)
+        if shell := get_ipython():
+            shell.events.register("post_run_cell", self._say_again)
 
     @default("_esm")
     def _front_end(self) -> str:
@@ -110,6 +116,8 @@ class Panel(anywidget.AnyWidget):
     def close(self) -> None:
         """Show nothing more; the last panel of a VM ends the watch of it."""
         super().close()
+        if self._member is not None and (shell := get_ipython()):
+            shell.events.unregister("post_run_cell", self._say_again)
         self._leave()
 
     def _leave(self) -> None:
@@ -149,7 +157,17 @@ class Panel(anywidget.AnyWidget):
                     self._answered(message)
                 case {"type": "usage"} | {"type": "log"}:
                     self._pass_on(message)
+        self._has_changed = self._has_changed or bool(messages)
         self._show()
+
+    def _say_again(self, _result: object = None) -> None:
+        """Say at a cell's end what is shown, if it may have changed between two cells.
+
+        Who executes a notebook without a front end, as nbclient does, hears nothing then: it would save an older state.
+        """
+        if self._has_changed:
+            self._has_changed = False
+            self.send_state(list(_SHOWN))
 
     def _answered(self, message: Message) -> None:
         if not self._asked.answered(message) and message["ref"] in self._clicks:

@@ -14,6 +14,7 @@ from jupyter_client.ioloop import AsyncIOLoopKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.provisioning import KernelProvisionerFactory
 
+from lima_kernels.settings import DEFAULT_INSTANCE
 from tests.client import Notebook
 from tests.fake_guest import FakeGuest
 
@@ -217,7 +218,8 @@ async def test_a_start_that_is_cancelled_leaves_nothing(machine: Machine, guest:
     guest.stop_listening()
     manager = AsyncKernelManager(kernel_name="lima")
     start = asyncio.ensure_future(manager.start_kernel(cwd=str(machine.notebooks)))
-    while not machine.calls("start"):
+    # A limactl that is ended before it has begun to boot the VM leaves that to the next.
+    while not (machine.lima_home / DEFAULT_INSTANCE / "running").exists():
         await asyncio.sleep(0.02)
     start.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -227,7 +227,7 @@ def test_a_script_in_the_background_its_port_and_its_socket(shell: InteractiveSh
     lima(f'socket "/tmp/it\'s here.sock" {here}')
     assert said(socket.socket(), ("127.0.0.1", port), b"a port") == b"the guest heard a port"
     assert said(socket.socket(socket.AF_UNIX), str(here), b"a socket") == b"the guest heard a socket"
-    with pytest.raises(LimaError, match=f"Port {port} of this host is in use by python"):
+    with pytest.raises(LimaError, match=rf"in use by \S+ \(pid {os.getpid()}\)"):
         lima(f"forward 8125:{port}")
     assert "8124" in lima("ports")
     lima("unforward 8124")
@@ -269,7 +269,7 @@ def test_a_directory_is_shown_and_taken_away(shell: InteractiveShell, private: P
     with pytest.raises(LimaError, match="runs and shows"):
         shell.run_line_magic("lima", "snapshot create while-it-runs")
     shell.run_line_magic("lima", f"unmount {private}")
-    assert guest_shell(f"ls {private}") == ""
+    assert guest_shell(f"ls -A {private} 2>/dev/null || true") == ""
 
 
 def test_disks_and_downloads(shell: InteractiveShell, private: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,7 +407,7 @@ def test_a_vm_of_a_template_from_its_making_to_its_end(
     assert shell.user_ns["said"].stdout == "lima-lk-made\n"
     lima("stop")
     lima(f"clone {made} lk-copy")
-    assert {row["name"]: row["made_by"] for row in lima("list")} >= {made: "others", "lk-copy": "others"}
+    assert [row["made_by"] for row in lima("list") if row["name"] in (made, "lk-copy")] == ["others", "others"]
     lima("factory-reset lk-copy")
     with pytest.raises(LimaError, match="has no disk yet"):
         lima("snapshot create nothing --instance lk-copy")
@@ -459,8 +459,9 @@ path, key = os.environ[protocol.SOCKET_VARIABLE], get_ipython().kernel.session.k
 
 def connected():
     line = socket.socket(socket.AF_UNIX)
-    line.settimeout(60)
+    # One with a limit would not wait for a place in the queue.
     line.connect(path)
+    line.settimeout(60)
     return line
 
 def heard(data):
