@@ -14,6 +14,7 @@ from ..errors import printable
 from ..guest.ports import LOOPBACK, Direction
 from ..instances import owner_mark
 from ..lima import ending, hostagent
+from ..lima.logs import LogEntry
 from ..lima.models import (
     AgentLine,
     Instance,
@@ -32,8 +33,6 @@ from .tails import Tail
 # Lines of a log that a follower gets at once.
 LOG_LINES = 200
 _LOG_BACKLOG = 64 * 1024
-# Characters of one line; a guest may bring about any.
-_LONGEST = 2000
 # What holds a VM's data (lima ``pkg/limatype/filenames``); `diffdisk` and `basedisk` are older VMs'.
 _DISKS = ("disk", "diffdisk", "basedisk")
 # Bytes. A disk grows all the time while a VM runs: not every block is news.
@@ -113,8 +112,7 @@ class Machine:
         for line in map(decode_agent_line, grown.lines):
             if ending.says_stopping(line):
                 self._stopping = self._stopping or line
-            level = "" if line.level == "info" else f"{line.level}: "
-            found.append(printable(f"{level}{line.msg}")[:_LONGEST])
+            found.append(LogEntry(line.time, line.level, printable(line.msg)).line)
         self.log.extend(found)
         return found[-LOG_LINES:]
 
