@@ -105,6 +105,7 @@ class Progress:
 
     def restart(self) -> None:
         """Begin to count elapsed time anew."""
+        self.phase = Phase.CHECK
         self.began = time.time()
         self._began = time.monotonic()
         self.expected = None

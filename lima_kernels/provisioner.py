@@ -12,15 +12,17 @@ import zmq
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
+from . import paths
 from .control import Control
 from .environment import spec
-from .errors import ConfigurationError, LimaKernelsError
+from .errors import ConfigurationError, InstanceError, LimaKernelsError
 from .guest.calls import Answer
 from .guest.forwards import Transport
 from .guest.kernels import KernelFacts
 from .guest.mounts import directory_to_share
 from .instances import Wish
 from .launch import Launch
+from .lima import ending
 from .runtime import runtime
 from .session import Session, open_session
 from .settings import Policy, Settings
@@ -45,6 +47,9 @@ class LimaProvisioner(Settings, KernelProvisionerBase):  # type: ignore[metaclas
         self._opening: asyncio.Task[Any] | None = None
         # Why the last kernel died, for the stderr of the next one.
         self._obituary = ""
+        # The last kernel died, and nobody has asked for another one since.
+        self._has_died = False
+        self._is_asked_for = False
         self._cwd: Path | None = None
         self._shown: Path | None = None
         self._notebook = ""
@@ -110,6 +115,7 @@ class LimaProvisioner(Settings, KernelProvisionerBase):  # type: ignore[metaclas
         )
         self._cwd, self._shown = cwd, wish.directory
         launch = self._launch(cmd, cwd, {**environment.env, **kwargs["env"]})
+        self._check_is_wanted()
         try:
             await runtime().run(self._open(wish, launch))
         except BaseException:
@@ -117,7 +123,21 @@ class LimaProvisioner(Settings, KernelProvisionerBase):  # type: ignore[metaclas
             await asyncio.shield(runtime().run(self._abandon()))
             raise
         self._obituary = ""
+        self._has_died = self._is_asked_for = False
         return self._connection_info()
+
+    def _check_is_wanted(self) -> None:
+        """See that a dead kernel which the server would start again by itself does not boot a VM that was stopped.
+
+        :raises InstanceError: when it would; a person who restarts the kernel is not meant.
+        """
+        directory = paths.lima_home() / self.instance
+        if self._has_died and not self._is_asked_for and ending.is_to_stay_down(directory):
+            raise InstanceError(
+                f"The VM {self.instance!r} was stopped, and its kernel is not started again by itself: "
+                f"{ending.how_it_ended(directory)}.",
+                hint="Restart the kernel: that boots the VM.",
+            )
 
     def _launch(self, arguments: list[str], cwd: Path, env: dict[str, str]) -> Launch:
         manager: Any = self.parent
@@ -202,6 +222,10 @@ class LimaProvisioner(Settings, KernelProvisionerBase):  # type: ignore[metaclas
             except (LimaKernelsError, TimeoutError) as error:
                 self.log.warning("Signal %d did not reach the kernel: %s", signum, error)
 
+    async def shutdown_requested(self, restart: bool = False) -> None:
+        # A person's restart comes this way; that of a kernel which died does not.
+        self._is_asked_for = True
+
     async def kill(self, restart: bool = False) -> None:
         await self.send_signal(9)
 
@@ -215,6 +239,7 @@ class LimaProvisioner(Settings, KernelProvisionerBase):  # type: ignore[metaclas
         session, self._session = self._session, None
         if session is not None:
             self._obituary = session.obituary()
+            self._has_died = session.exit is not None
             await asyncio.shield(runtime().run(session.close()))
 
     def resolve_path(self, path: str) -> str | None:

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 NO_REASON = "Lima gives no reason"
 STOP_COMMAND = "lima-kernels stop"
+RESTART_COMMAND = "lima-kernels restart"
 # No more of a log is read than this many bytes from its end, and as many from its beginning.
 _TAIL = 64 * 1024
 # What Lima's host agent says (lima ``pkg/hostagent/hostagent.go`` and ``pkg/driver/qemu/qemu_driver.go``).
@@ -116,6 +117,19 @@ def how_it_ended(instance_dir: Path) -> str:
             "or this host went down"
         )
     return NO_REASON
+
+
+def is_to_stay_down(instance_dir: Path) -> bool:
+    """Tell whether somebody ended an instance's last boot, and not to start it again: that it is down is no fault."""
+    stop = records.read(paths.stopped_file(instance_dir.name), Stopped)
+    if stop is not None and stop.boot == _boot(instance_dir):
+        return stop.command != RESTART_COMMAND
+    for line in _log(instance_dir):
+        if found := _ASKED.match(line.msg):
+            return found[1] == "SIGINT"
+        if found := _DRIVER.match(line.msg):
+            return found[1].strip("`") == _NO_ERROR
+    return False
 
 
 def _when_asked(signal: str, line: AgentLine, lines: list[AgentLine]) -> str:

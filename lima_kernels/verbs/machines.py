@@ -277,6 +277,8 @@ async def restart(context: Context, options: argparse.Namespace) -> Note:
         await check_unused(vm, instance, "restart", context.asked_by)
     if options.force or instance.status is not Status.STOPPED:
         await vm.stop(force=options.force)
+        # Its kernels may be started again by whoever sees them dead.
+        ending.note_stop(instance.dir, ending.RESTART_COMMAND)
     if owner_mark(instance) is not None:
         return await vms.start(context, options)
     async with alone(vm) as progress:

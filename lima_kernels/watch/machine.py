@@ -138,6 +138,9 @@ class Machine:
             began = ending.seconds(self._stopping.time) if self._stopping else None
             return UnderWay(Phase.STOPPING, began, None, 0)
         # Who has not said yet that it runs is about to boot it; a VM whose host agent says nothing at all just runs.
+        # One that we are connected to is of use already, whatever Lima waits for.
+        if self.vm.live() is not None:
+            return None
         if instance.host_agent_pid and not (status and status.running) and (self._events.exists or instance.is_between):
             return UnderWay(Phase.BOOT, self._began, self._expected(), 0)
         return None

@@ -14,6 +14,8 @@ from jupyter_client.ioloop import AsyncIOLoopKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.provisioning import KernelProvisionerFactory
 
+from lima_kernels.errors import InstanceError
+from lima_kernels.runtime import runtime
 from lima_kernels.settings import DEFAULT_INSTANCE
 from tests.client import Notebook
 from tests.fake_guest import FakeGuest
@@ -79,6 +81,27 @@ async def test_a_crashed_kernel_is_started_again_by_itself(machine: Machine) -> 
         await asyncio.sleep(0.05)
     assert int(await run(manager, "import os; print(os.getpid())")) != pid
     assert len(machine.calls("start")) == 1
+    await manager.shutdown_kernel(now=True)
+
+
+async def test_a_vm_that_was_stopped_is_booted_by_a_persons_restart_only(machine: Machine) -> None:
+    async def stop() -> None:
+        await runtime().vm(DEFAULT_INSTANCE).stop()
+
+    refusal = r"not started again by itself: it was shut down by `lima-kernels stop`"
+    manager = AsyncKernelManager(kernel_name="lima")
+    await manager.start_kernel(cwd=str(machine.notebooks))
+    await runtime().run(stop())
+    while await manager.is_alive():
+        await asyncio.sleep(0.05)
+    for _ in range(2):
+        # As the server's restarter does when it sees a dead kernel.
+        with pytest.raises(InstanceError, match=refusal):
+            await manager.restart_kernel(now=True)
+    assert len(machine.calls("start")) == 1
+    await manager.restart_kernel()
+    assert await run(manager, "print('again')") == "again"
+    assert len(machine.calls("start")) == 2
     await manager.shutdown_kernel(now=True)
 
 

@@ -147,6 +147,9 @@ def test_a_guests_panel_steers_its_own_vm(lab: Lab, page: Page) -> None:
     # Its kernel ends with it: the panel says so, and the sidebar knows.
     expect(output).to_contain_text("and with it the kernel of this panel", timeout=SLOW)
     expect(card(page, INSTANCE)).to_contain_text("Stopped", timeout=BOOT)
+    # The server sees a dead kernel, and would have another one; that is no reason to boot the VM again.
+    expect(page.locator(".jp-Notebook-ExecutionIndicator")).to_have_attribute("data-status", "dead", timeout=SLOW)
+    expect(card(page, INSTANCE)).to_contain_text("Stopped")
 
 
 def test_the_sidebar_starts_it_again_and_two_pages_agree(lab: Lab, page: Page) -> None:

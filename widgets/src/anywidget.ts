@@ -15,7 +15,8 @@ const SILENCE = 1500;
 
 /** What the kernel's side keeps; all of it may come from a saved notebook, so it is looked at before use. */
 type State = Record<"vms" | "jobs" | "only" | "notice", unknown>;
-type Panel = AnyModel<State>;
+/** ipywidgets' model says by a promise that a kernel is no more; its type does not tell. */
+type Panel = Omit<AnyModel<State>, "send"> & { send(content: object): unknown };
 /** The views of one model that can be seen: a second one that is hidden must not end what the first shows. */
 type Seen = Set<View>;
 
@@ -62,9 +63,18 @@ class View {
     this.#root.remove();
   }
 
+  /** Say something to the kernel; one that is no more cannot be told, and its silence is shown. */
+  #send(content: object): void {
+    try {
+      void Promise.resolve(this.panel.send(content)).catch(() => undefined);
+    } catch {
+      // Where it is refused at once.
+    }
+  }
+
   #makeList(): VMList {
     const send = (content: object): void => {
-      this.panel.send(content);
+      this.#send(content);
     };
     const host = {
       act: (vm: string, { verb, ...rest }: { verb: string }): void => {
@@ -143,7 +153,7 @@ class View {
   }
 
   #say(): void {
-    this.panel.send({ type: "visible", names: this.seen.size > 0 ? null : [] });
+    this.#send({ type: "visible", names: this.seen.size > 0 ? null : [] });
   }
 
   #load(): void {
