@@ -5,11 +5,12 @@ set -euo pipefail
 account=$1 target=$2
 checkout=$(cd "$(dirname "$0")/../.." && pwd)
 
-packages=(chromium qemu-system-x86 qemu-utils ovmf ipxe-qemu seabios mmdebstrap uidmap openssh-client openssh-server
+packages=(qemu-system-x86 qemu-utils ovmf ipxe-qemu seabios mmdebstrap uidmap openssh-client openssh-server
   openssh-sftp-server
   e2fsprogs rsync git make python3 python3-venv ca-certificates)
 # A Node that is there already may come from elsewhere, with its own npm.
 command -v npm >/dev/null || packages+=(nodejs npm)
+case $target in test | test-full) packages+=(chromium) ;; esac
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query --show --showformat='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
