@@ -1,4 +1,4 @@
-# Everything from a bare machine:  make demo | check | test | test-full
+# Everything from a bare machine:  make demo | check | test | test-full | bench
 # Run by root, as in containers, each goes on as an ordinary account: limactl refuses root. Steps done are skipped.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -19,13 +19,14 @@ help:
 	@echo 'make check      lint, types, unit tests: minutes, no VM'
 	@echo 'make test       check, and the tests on a real VM'
 	@echo 'make test-full  test, and what takes longer'
+	@echo 'make bench      measure kernels in VMs beside all others: 25 minutes'
 	@echo 'make front-end  build the panels and the JupyterLab extension, where Node is'
 	@echo 'make wheel      build the wheel into dist/'
 
 ifeq ($(shell id -u),0)
 
-.PHONY: demo check test test-full wheel setup front-end
-demo check test test-full wheel setup front-end:
+.PHONY: demo check test test-full bench wheel setup front-end
+demo check test test-full bench wheel setup front-end:
 	tests/host/as-account.sh $(ACCOUNT) $@
 
 else
@@ -84,6 +85,16 @@ test: check setup
 test-full: check setup
 	pytest tests/browser
 	pytest tests/unit tests/vm
+
+# What kernels are measured beside, and nothing else needs.
+$(VENV)/bench: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,bench]'
+	touch $@
+
+# Some parts only:  make bench ONLY=loopback,warm
+.PHONY: bench
+bench: $(VENV)/bench limactl image
+	python -m tests.benchmarks --only '$(ONLY)'
 
 .PHONY: wheel
 wheel: $(VENV)/installed

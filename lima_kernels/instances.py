@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from . import history, paths
-from .environment.instance import plan
+from . import history, paths, records
+from .environment.instance import Plan, plan
+from .environment.locked import Locked
 from .environment.shares import check, mount_type_of, put_together, still_there
 from .environment.spec import DEFAULT, Environment
-from .errors import InstanceError, LimactlError, LimaKernelsError, PhaseTimeout
+from .errors import HostError, InstanceError, LimactlError, LimaKernelsError, PhaseTimeout
 from .guest import mounts
 from .lima import ending, hostagent, template
 from .lima.limactl import CREATE, STOP, Limactl
@@ -46,6 +47,8 @@ class Wish(NamedTuple):
     :param create_timeout: seconds until the instance exists; an image may have to be downloaded for it.
     :param boot_timeout: seconds for all that follows, until the guest is ready.
     :param idle_timeout: seconds without a kernel after which the VM shuts itself down; 0 for never.
+    :param locked: the lock of the environment that a kernel runs in; None for what the VM was provisioned with.
+    :param golden: a stopped VM of ours that a new one may be a copy of; made anew when that does not exist.
     """
 
     environment: Environment
@@ -54,6 +57,13 @@ class Wish(NamedTuple):
     create_timeout: float = CREATE_TIMEOUT
     boot_timeout: float = BOOT_TIMEOUT
     idle_timeout: float = 0.0
+    locked: Locked | None = None
+    golden: str = ""
+
+    @property
+    def made_of(self) -> str:
+        """The digest of what the VM is made of; empty when others made it."""
+        return "" if self.attach else self.environment.digest
 
 
 # Asks nothing beyond a way to the guest: for a VM that runs.
@@ -82,7 +92,7 @@ async def present(limactl: Limactl, name: str, wish: Wish, progress: Progress) -
     if instance is None:
         if wish.attach:
             return Present(await limactl.get(name), created=False)
-        progress.expected = history.expected(name, history.Kind.CREATE)
+        progress.expected = history.expected(name, history.Kind.CREATE, wish.made_of)
         progress.enter(Phase.CREATE)
         return Present(await _create(limactl, name, wish), created=True)
     if not instance.is_up and instance.status is not Status.STOPPED:
@@ -133,8 +143,13 @@ async def _settled(limactl: Limactl, name: str, progress: Progress) -> Instance 
 
 
 async def _create(limactl: Limactl, name: str, wish: Wish) -> Instance:
-    planned = await plan(limactl, wish.environment, [wish.directory] if wish.directory else [])
+    lock = wish.locked.lock if wish.locked else None
+    planned = await plan(limactl, wish.environment, [wish.directory] if wish.directory else [], lock)
+    if wish.golden and paths.has_golden_mark(wish.golden) and await limactl.find(wish.golden):
+        return await _cloned(limactl, name, wish.golden, planned)
     existed = (paths.lima_home() / name).exists()
+    # Of one of this name that was deleted by others.
+    records.remove(paths.environments_file(name))
     try:
         await limactl.create(name, planned.config, timeout=wish.create_timeout)
         return await limactl.get(name)
@@ -145,6 +160,39 @@ async def _create(limactl: Limactl, name: str, wish: Wish) -> Instance:
         if isinstance(error, LimactlError):
             raise _with_space(error) from error
         raise
+
+
+async def _cloned(limactl: Limactl, name: str, golden: str, planned: Plan) -> Instance:
+    """Make an instance as a copy of another one of ours, which nobody has ever used."""
+    existed = (paths.lima_home() / name).exists()
+    try:
+        await limactl.clone(golden, name)
+        instance = await limactl.get(name)
+        _inherit(instance, golden)
+        await limactl.replace_config(instance, planned.config)
+        return await limactl.get(name)
+    except BaseException:
+        if not existed:
+            await asyncio.shield(_discard_clone(limactl, name))
+        raise
+
+
+def _inherit(instance: Instance, golden: str) -> None:
+    """Give a copy what this host knows of its original, but for the key: it will have one of its own."""
+    try:
+        paths.pinned_key_file(instance.dir).unlink(missing_ok=True)
+        shutil.copyfile(paths.environments_file(golden), paths.environments_file(instance.name))
+    except OSError as error:
+        raise HostError(f"What is known of the VM {golden!r} cannot be copied: {error.strerror}.") from error
+
+
+async def _discard_clone(limactl: Limactl, name: str) -> None:
+    with contextlib.suppress(LimaKernelsError, OSError):
+        if await limactl.find(name) is not None:
+            await limactl.delete(name)
+        # A copy begins with the directory, and its lima.yaml may be its last file.
+        shutil.rmtree(paths.lima_home() / name, ignore_errors=True)
+        records.remove(paths.environments_file(name))
 
 
 async def _discard(limactl: Limactl, name: str, config: str) -> None:
@@ -236,6 +284,7 @@ async def delete(limactl: Limactl, progress: Progress, *, force: bool) -> None:
         instance = await limactl.get(name)
         check_deletable(instance, force=force)
         await limactl.delete(name)
+        records.remove(paths.environments_file(name))
         ending.forget_stop(instance.dir)
 
 
@@ -257,7 +306,7 @@ async def _adapted(limactl: Limactl, instance: Instance, mark: template.OwnerMar
     before = _notebooks(instance, mark)
     kept = await still_there(before, wish.environment)
     if changed or not covered or kept != before:
-        await _change(limactl, instance, mark.source, wish, kept)
+        await _change(limactl, instance, mark, wish, kept)
         return await limactl.get(instance.name)
     unsupported = instance.config.mount_types_unsupported
     await check(put_together(wish.environment, kept), mount_type_of(wish.environment, unsupported))
@@ -271,7 +320,7 @@ def _notebooks(instance: Instance, mark: template.OwnerMark) -> list[Path]:
 
 
 async def _change(
-    limactl: Limactl, instance: Instance, source: template.Source, wish: Wish, kept: Sequence[Path]
+    limactl: Limactl, instance: Instance, mark: template.OwnerMark, wish: Wish, kept: Sequence[Path]
 ) -> None:
     """Plan a stopped instance anew; directories that it showed for other notebooks stay."""
     kept = list(kept)
@@ -279,5 +328,5 @@ async def _change(
         kept = [path for path in kept if not path.is_relative_to(wish.directory)]
         if not any(mounts.holds(path, wish.directory) for path in kept):
             kept.append(wish.directory)
-    planned = await plan(limactl, wish.environment, kept, source)
+    planned = await plan(limactl, wish.environment, kept, mark)
     await limactl.replace_config(instance, planned.config)

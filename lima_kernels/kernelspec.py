@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import tempfile
@@ -12,7 +13,8 @@ from typing import Any, NamedTuple
 import msgspec
 from jupyter_client.kernelspec import KernelSpecManager
 
-from .environment import spec
+from .environment import locked, spec
+from .environment.spec import Environment
 from .errors import ConfigurationError, HostError, nearest, printable
 from .guest.kernels import GuestSpec
 from .lima.limactl import check_name
@@ -77,7 +79,7 @@ def make_request(
         raise ConfigurationError(
             f"{name!r} cannot be a kernel spec's name.", hint="Use letters, digits, '.', '_' and '-' only."
         )
-    chosen = instance or (f"lima-kernels-{name}" if environment else DEFAULT_INSTANCE)
+    chosen = instance or (_instance_of(name, environment) if environment else DEFAULT_INSTANCE)
     check_name(chosen)
     config: dict[str, Any] = {"instance": chosen}
     if environment is not None:
@@ -88,14 +90,42 @@ def make_request(
     return Request(name.lower(), display_name, config)
 
 
-def for_guest_kernel(request: Request, kernel: str, guest_spec: GuestSpec) -> Request:
+def _instance_of(name: str, file: Path) -> str:
+    described = locked.describe(file)
+    return instance_for(file, described.environment) if described.locked else f"lima-kernels-{name}"
+
+
+def instance_for(file: Path, environment: Environment) -> str:
+    """Return the VM of a locked environment: its kernel spec's, or that of another one of the same machine.
+
+    Environments that differ in their Python packages only share one VM; those that want nothing else of it share that
+    of the default kernel.
+    """
+    ours = [found for found in installed() if "environment" in found.config]
+    same = next((found for found in ours if found.config["environment"] == str(file.resolve())), None)
+    if same is not None:
+        return same.instance
+    # What others made is theirs.
+    ours = [found for found in ours if not found.config.get("attach")]
+    if environment.machine_digest == spec.DEFAULT.machine_digest:
+        return DEFAULT_INSTANCE
+    for found in ours:
+        with contextlib.suppress(ConfigurationError):
+            other = locked.describe(Path(found.config["environment"]))
+            if other.locked and other.environment.machine_digest == environment.machine_digest:
+                return found.instance
+    return f"lima-kernels-{locked.name_of(file, environment)}"
+
+
+def for_guest_kernel(request: Request, kernel: str, guest_spec: GuestSpec, of: str = "Lima") -> Request:
     """Return the request for a kernel that the guest itself has.
 
     :param kernel: its kernel spec's name in the guest; gives the display name where the request has none.
+    :param of: what the display name says beside the guest's own word.
     """
     shown = printable(guest_spec.display_name).strip() or kernel
     return request._replace(
-        display_name=request.display_name or f"{shown} (Lima)",
+        display_name=request.display_name or f"{shown} ({of})",
         config={**request.config, "kernel": kernel},
         guest_spec=guest_spec,
     )

@@ -21,6 +21,10 @@ UNIX_PATH_MAX_GUEST = 107
 GUEST_PREFIX = "/opt/lima-kernels"
 GUEST_VENV = f"{GUEST_PREFIX}/venv"
 GUEST_PYTHON = f"{GUEST_VENV}/bin/python"
+# A directory for each environment that has a lock.
+GUEST_ENVIRONMENTS = f"{GUEST_PREFIX}/environments"
+# What makes environments in the guest; outside of them, so that none of them changes it.
+GUEST_UV = f"{GUEST_PREFIX}/bin/uv"
 # Holds the digest of what was provisioned last; what a fresh image of ours holds is named instead.
 GUEST_PROVISIONED = f"{GUEST_PREFIX}/provisioned"
 GUEST_PROVISIONED_BY_IMAGE = "image"
@@ -32,9 +36,13 @@ GUEST_CLOUD_CONFIG = "/etc/cloud/cloud.cfg.d/90-lima-kernels.cfg"
 # outlives the login session that an SSH connection is.
 GUEST_STATE = ".lima-kernels"
 
+_STARTS = "starts.json"
+
 # Lima's own names.
 LIMA_SSH_READY = "/run/lima-ssh-ready"
 LIMA_BOOT_DONE = "/run/lima-boot-done"
+# Our image's, when users may come in.
+GUEST_READY = "/run/lima-kernels/ready"
 
 
 def private_directory(path: Path) -> Path:
@@ -135,7 +143,12 @@ def mount_server_log(instance: str) -> Path:
 
 def starts_file(instance: str) -> Path:
     """How long starts of an instance took."""
-    return instance_state(instance) / "starts.json"
+    return instance_state(instance) / _STARTS
+
+
+def starts_files() -> list[Path]:
+    """How long starts of all instances took that there are or were; those of them that were ever started."""
+    return sorted(shared_state().glob(f"*/{_STARTS}"))
 
 
 def lock_file(instance: str) -> Path:
@@ -146,6 +159,26 @@ def lock_file(instance: str) -> Path:
 def progress_file(instance: str) -> Path:
     """The present phase of whoever holds the instance's lock."""
     return instance_state(instance) / "progress.json"
+
+
+def environments_file(instance: str) -> Path:
+    """Which locked environments an instance has."""
+    return instance_state(instance) / "environments.json"
+
+
+def golden_mark(instance: str) -> Path:
+    """What says that an instance is complete, and may be copied."""
+    return instance_state(instance) / "golden"
+
+
+def golden_lock(instance: str) -> Path:
+    """What a process holds while it makes an instance complete."""
+    return instance_state(instance) / "golden.lock"
+
+
+def has_golden_mark(instance: str) -> bool:
+    """Tell whether an instance is complete, and may be copied."""
+    return has_instance_state(instance) and golden_mark(instance).exists()
 
 
 def stopped_file(instance: str) -> Path:

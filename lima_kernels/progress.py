@@ -27,6 +27,7 @@ class Phase(enum.Enum):
     PROVISION = "waiting for Python in the guest"
     SCRIPTS = "waiting for the environment's provision scripts"
     FORKSERVER = "starting the guest's forkserver"
+    ENVIRONMENT = "making the environment"
     KERNEL = "starting the kernel"
     FORWARD = "forwarding the channels"
     READY = "ready"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import os
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,7 +13,7 @@ import zmq
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 
-from . import paths
+from . import paths, wishes
 from .control import Control
 from .environment import spec
 from .errors import ConfigurationError, InstanceError, LimaKernelsError
@@ -31,6 +32,14 @@ from .settings import Policy, Settings
 SHUTDOWN_WAIT = 10.0
 
 
+class _Last(enum.Enum):
+    """What became of the last kernel, as far as the next one has to know it."""
+
+    ENDED = "it ended as somebody wanted, or there was none"
+    DIED = "it died"
+    GIVEN_UP = "it died, and starting another one in its place failed"
+
+
 # Its metaclass is one of traitlets' too, which mypy cannot see.
 class LimaProvisioner(Settings, KernelProvisionerBase):  # type: ignore[metaclass]
     """Starts kernels in a Lima VM.
@@ -47,8 +56,8 @@ class LimaProvisioner(Settings, KernelProvisionerBase):  # type: ignore[metaclas
         self._opening: asyncio.Task[Any] | None = None
         # Why the last kernel died, for the stderr of the next one.
         self._obituary = ""
-        # The last kernel died, and nobody has asked for another one since.
-        self._has_died = False
+        self._last = _Last.ENDED
+        # Nobody has asked for another kernel since the last one died, unless this says so.
         self._is_asked_for = False
         self._cwd: Path | None = None
         self._shown: Path | None = None
@@ -58,7 +67,8 @@ class LimaProvisioner(Settings, KernelProvisionerBase):  # type: ignore[metaclas
 
     @property
     def has_process(self) -> bool:
-        return self._session is not None
+        # What was given up has ended, which the manager learns by `poll`; without a process it would never look.
+        return self._session is not None or self._last is _Last.GIVEN_UP
 
     async def poll(self) -> int | None:
         if self._session is None:
@@ -103,16 +113,35 @@ class LimaProvisioner(Settings, KernelProvisionerBase):  # type: ignore[metaclas
         return argv[argv.index("{connection_file}") + 1 :]
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
+        is_automatic = self._last is not _Last.ENDED and not self._is_asked_for and self._has_restarter()
+        if is_automatic and self._last is _Last.GIVEN_UP:
+            return self.connection_info
+        try:
+            await self._start(cmd, **kwargs)
+        except LimaKernelsError as error:
+            if not is_automatic:
+                raise
+            self.log.error("%s", error)
+            self._last = _Last.GIVEN_UP
+            return self.connection_info
+        self._obituary = ""
+        self._last, self._is_asked_for = _Last.ENDED, False
+        return self._connection_info()
+
+    def _has_restarter(self) -> bool:
+        """Tell whether the manager starts dead kernels again by itself, as a server's does.
+
+        An error would end its restarter before that has told anybody, and clients would wait for ever. By kernels that
+        are dead at once it gives up as it does it always: it calls the kernel dead.
+        """
+        return hasattr(self.parent, "restarter_class") and bool(getattr(self.parent, "autorestart", False))
+
+    async def _start(self, cmd: list[str], **kwargs: Any) -> None:
         cwd = Path(os.path.abspath(kwargs.get("cwd") or Path.cwd()))
-        environment = spec.load(Path(self.environment)) if self.environment else spec.DEFAULT
-        wish = Wish(
-            environment=environment,
-            attach=self.attach,
-            directory=await self._directory(cwd, environment) if self.mount else None,
-            create_timeout=self.create_timeout,
-            boot_timeout=self.boot_timeout,
-            idle_timeout=self.idle_timeout,
-        )
+        described = wishes.described(self)
+        environment = described.environment
+        directory = await self._directory(cwd, environment) if self.mount else None
+        wish = wishes.wish_for(self, described, directory)
         self._cwd, self._shown = cwd, wish.directory
         launch = self._launch(cmd, cwd, {**environment.env, **kwargs["env"]})
         self._check_is_wanted()
@@ -122,9 +151,6 @@ class LimaProvisioner(Settings, KernelProvisionerBase):  # type: ignore[metaclas
             # The caller may have been cancelled when the kernel was there already.
             await asyncio.shield(runtime().run(self._abandon()))
             raise
-        self._obituary = ""
-        self._has_died = self._is_asked_for = False
-        return self._connection_info()
 
     def _check_is_wanted(self) -> None:
         """See that a dead kernel which the server would start again by itself does not boot a VM that was stopped.
@@ -132,7 +158,7 @@ class LimaProvisioner(Settings, KernelProvisionerBase):  # type: ignore[metaclas
         :raises InstanceError: when it would; a person who restarts the kernel is not meant.
         """
         directory = paths.lima_home() / self.instance
-        if self._has_died and not self._is_asked_for and ending.is_to_stay_down(directory):
+        if self._last is _Last.DIED and not self._is_asked_for and ending.is_to_stay_down(directory):
             raise InstanceError(
                 f"The VM {self.instance!r} was stopped, and its kernel is not started again by itself: "
                 f"{ending.how_it_ended(directory)}.",
@@ -234,12 +260,14 @@ class LimaProvisioner(Settings, KernelProvisionerBase):  # type: ignore[metaclas
 
     async def cleanup(self, restart: bool = False) -> None:
         await self._close()
+        if not restart:
+            self._last = _Last.ENDED
 
     async def _close(self) -> None:
         session, self._session = self._session, None
         if session is not None:
             self._obituary = session.obituary()
-            self._has_died = session.exit is not None
+            self._last = _Last.ENDED if session.exit is None else _Last.DIED
             await asyncio.shield(runtime().run(session.close()))
 
     def resolve_path(self, path: str) -> str | None:

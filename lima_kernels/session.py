@@ -23,6 +23,7 @@ from .instances import Wish
 from .launch import Entry, Launch
 from .magics.protocol import NAME_VARIABLE, SOCKET_VARIABLE
 from .progress import Phase
+from .reproduce.syncing import Ready, ready
 from .vm import VM, Guest
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class Session:
         self._watch()
         self._stack.push_async_callback(self._remove)
         await self._have_directory()
+        environment = await self._environment()
         self._vm.progress.enter(Phase.KERNEL)
         birth = Birth(
             cwd=str(launch.cwd),
@@ -80,7 +82,8 @@ class Session:
             ownership=self._ownership,
             facts=launch.facts,
             spec=launch.guest_spec,
-            notes=launch.notes,
+            notes=[*launch.notes, *environment.notes],
+            python=environment.python,
         )
         try:
             await self._guest.forkserver.spawn(self.name, birth, timeout=launch.timeout)
@@ -109,6 +112,13 @@ class Session:
             await added_mounts.add(self._vm, self._guest, self._wish, directory, user=self.name)
             keeper = asyncio.ensure_future(added_mounts.keep_served(self._vm.name))
             self._stack.push_async_callback(_cancelled, keeper)
+
+    async def _environment(self) -> Ready:
+        """Return the Python that the kernel runs in; the environment is made where the guest does not have it yet."""
+        locked = self._wish.locked
+        if locked is None:
+            return Ready("")
+        return await ready(self._vm, self._guest, locked, timeout=self._wish.create_timeout)
 
     @property
     def _layout(self) -> Layout:

@@ -10,12 +10,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from . import history, instances, paths
+from . import arrival, history, instances, paths
 from .errors import ConnectionFailed, InstanceError, LimaKernelsError, PhaseTimeout
-from .guest import kernels, mounts, startup
+from .guest import kernels, mounts
 from .guest.connection import Connection, Endpoint, wait_for_connection
 from .guest.host_keys import KeyStore
-from .guest.readiness import Facts, Needs, wait_until_ready
+from .guest.readiness import Facts
 from .instances import Wish, owner_mark, present
 from .lima import boot as lima_boot
 from .lima import ending, hostagent
@@ -167,7 +167,7 @@ class VM:
                 boot = None
                 kind = history.Kind.CREATE if created else history.Kind.BOOT
                 if not instance.is_up:
-                    self.progress.expected = history.expected(self.name, kind)
+                    self.progress.expected = history.expected(self.name, kind, wish.made_of)
                     self.progress.enter(Phase.BOOT)
                     ours: list[Instance] = []
                     stack.push_async_exit(self._undo_boot(created, limit, ours))
@@ -175,12 +175,13 @@ class VM:
                         lima_boot.booting(self._limactl, self.name, timeout=wish.boot_timeout)
                     )
                     await boot.ssh_port
-                instance = await self._with_port(boot)
+                    instance = await self._limactl.get(self.name)
+                instance = await self._with_port(instance, boot)
                 if boot is not None:
                     ours.append(instance)
             guest = self._keep(stack, await self._reach(stack, instance, wish, boot), instance)
             if boot is not None:
-                history.note(self.name, kind, self.progress.elapsed)
+                history.note(self.name, kind, self.progress.elapsed, wish.made_of)
             return guest
 
     def _keep(self, stack: AsyncExitStack, guest: Guest, instance: Instance) -> Guest:
@@ -217,20 +218,22 @@ class VM:
 
         return undo
 
-    async def _with_port(self, boot: lima_boot.Boot | None) -> Instance:
-        """Return the running instance once its SSH port is known: another process may just have started it."""
+    async def _with_port(self, instance: Instance, boot: lima_boot.Boot | None) -> Instance:
+        """Return the running instance once its SSH port is known: another process may just have started it.
+
+        :param instance: as it was a moment ago.
+        """
         try:
             async with asyncio.timeout(PORT_TIMEOUT):
-                while True:
-                    instance = await self._limactl.get(self.name)
-                    if hostagent.ssh_port(instance):
-                        return instance
+                while not hostagent.ssh_port(instance):
                     if boot is not None and boot.finished.done():
                         # Raises when it failed.
                         await boot.finished
                     if instance.status is Status.STOPPED:
                         raise Ended
                     await asyncio.sleep(0.2)
+                    instance = await self._limactl.get(self.name)
+                return instance
         except TimeoutError as error:
             raise InstanceError(
                 f"Lima gave the VM {self.name!r} no SSH port within {PORT_TIMEOUT:.0f} s.",
@@ -287,24 +290,12 @@ class VM:
             )
 
     async def _ready(self, stack: AsyncExitStack, instance: Instance, wish: Wish) -> Guest:
-        mark = owner_mark(instance)
-        # Of a VM that others made only what we need ourselves.
-        shown = instance.config.mounts if mark else ()
-        if mark is None and wish.directory and (mount := mounts.covering(instance.config.mounts, wish.directory)):
-            shown = (mount,)
-        needs = Needs(
-            mounts=[mount.guest_path for mount in shown],
-            mounted_at_boot=instance.config.mount_type != "reverse-sshfs",
-            provisioned=mark.provisioned if mark else "",
-            boot_done=bool(wish.environment.provision) and not wish.attach,
-        )
+        wanted = arrival.needs(instance, wish)
         while True:
             connection = await self._connect(instance)
             stack.push_async_callback(connection.close)
             try:
-                facts = await wait_until_ready(connection, needs, self.progress)
-                self.progress.enter(Phase.FORKSERVER)
-                forkserver = await startup.connect(connection, facts, self._on_event)
+                found = await arrival.arrive(connection, instance, wanted, self.progress, self._on_event)
             except ConnectionFailed:
                 # In a guest's first boot Lima ends all sessions once; any other failure is meant.
                 with contextlib.suppress(TimeoutError):
@@ -312,9 +303,9 @@ class VM:
                 if not connection.closed.is_set():
                     raise
                 continue
-            stack.push_async_callback(forkserver.close)
-            await self._sweep(forkserver)
-            return Guest(connection, facts, forkserver)
+            stack.push_async_callback(found.forkserver.close)
+            await self._sweep(found.forkserver)
+            return Guest(connection, found.facts, found.forkserver)
 
     async def _connect(self, instance: Instance) -> Connection:
         self.progress.enter(Phase.CONNECT)
@@ -395,3 +386,4 @@ class VM:
         async with self._turn:
             self.progress.restart()
             await instances.delete(self._limactl, self.progress, force=force)
+            await self.disconnect()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .environment import spec
+from .environment import locked
+from .environment.locked import Described
 from .instances import Wish
 from .kernelspec import installed
 from .runtime import runtime
@@ -27,13 +28,28 @@ def wish_of(settings: Settings, directory: Path | None) -> Wish:
     :param directory: what the VM has to show.
     :raises ConfigurationError: when its environment file cannot be obeyed.
     """
+    return wish_for(settings, described(settings), directory)
+
+
+def described(settings: Settings) -> Described:
+    """Return what the environment file of these settings says, with its lock.
+
+    :raises ConfigurationError: when it cannot be obeyed.
+    """
+    return locked.describe(Path(settings.environment)) if settings.environment else locked.DEFAULT
+
+
+def wish_for(settings: Settings, described: Described, directory: Path | None) -> Wish:
+    """Return what a kernel of these settings asks of its VM, of which this is said."""
     return Wish(
-        environment=spec.load(Path(settings.environment)) if settings.environment else spec.DEFAULT,
+        environment=described.machine,
         attach=settings.attach,
         directory=directory,
         create_timeout=settings.create_timeout,
         boot_timeout=settings.boot_timeout,
         idle_timeout=settings.idle_timeout,
+        locked=described.locked,
+        golden=described.golden,
     )
 
 

@@ -16,39 +16,53 @@ class _Server(asyncssh.SSHServer):
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self._connection = conn
-        self._is_lost = False
+        self.is_lost = False
 
     def auth_completed(self) -> None:
         self._guest.connections.append(self._connection)
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        self._is_lost = True
+        self.is_lost = True
         if self._connection in self._guest.connections:
             self._guest.connections.remove(self._connection)
 
     def unix_connection_requested(self, dest_path: str):
-        return self._is_ours(dest_path) and self._made(lambda: self._connection.forward_unix_connection(dest_path))
+        return self._is_ours(dest_path) and _Made(self, lambda: self._connection.forward_unix_connection(dest_path))
 
     def connection_requested(self, dest_host: str, dest_port: int, orig_host: str, orig_port: int) -> bool:
         return dest_host == "localhost"
 
     def unix_server_requested(self, listen_path: str):
-        return self._is_ours(listen_path) and self._made(
-            lambda: self._connection.forward_local_path(listen_path, listen_path)
+        return self._is_ours(listen_path) and _Made(
+            self, lambda: self._connection.forward_local_path(listen_path, listen_path)
         )
 
     def _is_ours(self, path: str) -> bool:
         return Path(path).is_relative_to(self._guest.home)
 
-    async def _made(self, make):
+
+class _Made:
+    """What asyncssh waits for while a client's wish is granted; of a connection that is lost before, it asks nothing.
+
+    A coroutine would be left behind un-awaited then.
+    """
+
+    def __init__(self, server: _Server, make) -> None:
+        self._server = server
+        self._make = make
+
+    def __await__(self):
+        return self._made().__await__()
+
+    async def _made(self):
         """Return what asyncssh makes for the client; of a connection that is lost meanwhile it would leave it open."""
-        making = asyncio.ensure_future(make())
+        making = asyncio.ensure_future(self._make())
         try:
             made = await asyncio.shield(making)
         except asyncio.CancelledError:
             making.add_done_callback(lambda done: done.cancelled() or done.exception() or done.result().close())
             raise
-        if self._is_lost:
+        if self._server.is_lost:
             made.close()
         return made
 

@@ -77,7 +77,8 @@ def describe(directory: Path) -> dict:
     agent = living(told().get("host_agent_pid", os.getppid())) if running else 0
     driver = living(told().get("driver_pid", os.getppid())) if running else 0
     status = {(True, True): "Running", (False, False): "Stopped"}.get((agent > 0, driver > 0), "Broken")
-    config.setdefault("user", {"name": os.environ.get("USER", "user"), "home": "/home/user.guest"})
+    user = {"name": os.environ.get("USER", "user"), "home": "/home/user.guest", "uid": os.getuid()}
+    config.setdefault("user", {**user, **told().get("user", {})})
     config.setdefault("mountType", "9p")
     return {
         "name": directory.name,

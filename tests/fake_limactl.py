@@ -16,6 +16,7 @@ Each call is kept as a line of ``$LIMA_HOME/_calls``.
 """
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -91,7 +92,18 @@ def start(name: str) -> None:
     port = told().get("ssh_port", 1)
     begin_events(directory)
     (directory / "running").touch()
-    (directory / "ssh.config").write_text(f"Host lima-{name}\n  Port {port}\n")
+    said = {
+        "Hostname": "127.0.0.1",
+        "User": os.environ.get("USER", "user"),
+        "IdentityFile": HOME / "_config" / "user",
+        "IdentitiesOnly": "yes",
+        "StrictHostKeyChecking": "no",
+        "UserKnownHostsFile": "/dev/null",
+        "LogLevel": "ERROR",
+        "Port": port,
+    }
+    lines = [f"Host lima-{name}", *(f"  {key} {value}" for key, value in said.items()), ""]
+    (directory / "ssh.config").write_text("\n".join(lines))
     tell_event(directory, sshLocalPort=port)
     log(f"SSH Local Port: {port}")
     late("ready")

@@ -17,7 +17,7 @@ from lima_kernels.guest.connection import Connection, Endpoint, open_connection
 from lima_kernels.guest.host_keys import KeyStore
 
 PATH = "/usr/bin:/bin"
-_PROGRAM = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin") or "sshd"
+PROGRAM = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin") or "sshd"
 
 _CONFIG = """
 ListenAddress 127.0.0.1:{port}
@@ -40,6 +40,7 @@ class Sshd:
         self.root = root
         self.home = root / "home"
         self.bin = root / "bin"
+        self.config = root / "sshd_config"
         for directory in (self.home, self.bin):
             directory.mkdir()
         for name in ("host_key", "identity"):
@@ -54,11 +55,10 @@ class Sshd:
         for _attempt in range(5):
             with socket.create_server(("127.0.0.1", 0)) as free:
                 self.port = free.getsockname()[1]
-            config = self.root / "sshd_config"
             path = f"{self.bin}:{PATH}"
-            config.write_text(_CONFIG.format(port=self.port, root=self.root, home=self.home, path=path))
+            self.config.write_text(_CONFIG.format(port=self.port, root=self.root, home=self.home, path=path))
             process = subprocess.Popen(
-                [*through, _PROGRAM, "-D", "-e", "-f", str(config)], stderr=subprocess.PIPE, text=True
+                [*through, PROGRAM, "-D", "-e", "-f", str(self.config)], stderr=subprocess.PIPE, text=True
             )
             assert process.stderr is not None
             said = []

@@ -7,6 +7,7 @@ import asyncio
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from .. import kernelspec, wishes
+from ..environment import locked
 from ..errors import ConfigurationError, MountError, printable
 from ..guest.kernels import GuestSpec
 from ..guest.mounts import directory_to_share
 from ..lima.limactl import Limactl
+from ..reproduce import syncing
 from ..runtime import runtime
 from ..settings import Settings
 from .progress import watching
 
+# The environment's own Python, whatever is named beside it.
+_IPYKERNEL = "python3"
 # What says of a VM what it is and how long it takes: the same for all kernel specs that name it.
 _OF_THE_VM = ("environment", "attach", "create_timeout", "boot_timeout", "idle_timeout")
 
@@ -68,15 +73,32 @@ def _install(options: argparse.Namespace) -> int:
     request = _request(options)
     if options.list_kernels:
         return _list_kernels(request)
-    if options.kernel:
-        request = _for_guest_kernel(request, options.kernel)
+    requests = [_for_guest_kernel(request, options.kernel)] if options.kernel else _with_others(request)
     in_virtual_environment = sys.prefix != sys.base_prefix
     prefix = options.prefix
     if options.sys_prefix or (prefix is None and not options.user and in_virtual_environment):
         prefix = sys.prefix
-    directory = kernelspec.write(request, user=prefix is None, prefix=prefix)
-    print(f"Installed the kernel {request.display_name!r} ({request.name}) in {directory}")
+    for request in requests:
+        directory = kernelspec.write(request, user=prefix is None, prefix=prefix)
+        print(f"Installed the kernel {request.display_name!r} ({request.name}) in {directory}")
     return 0
+
+
+def _with_others(request: kernelspec.Request) -> list[kernelspec.Request]:
+    """Return a request, and those for the other kernels that its environment names where that has a lock."""
+    described = wishes.described(Settings(**request.config))
+    kernels = [kernel for kernel in described.environment.kernels if kernel != _IPYKERNEL] if described.locked else []
+    if not kernels:
+        return [request]
+    name, specs = locked.name_of(Path(request.config["environment"]), described.environment), _ask_guest(request)
+    return [request, *(_of_environment(request, kernel, specs, name) for kernel in kernels)]
+
+
+def _of_environment(
+    request: kernelspec.Request, kernel: str, specs: Mapping[str, GuestSpec], name: str
+) -> kernelspec.Request:
+    other = request._replace(name=f"{request.name}-{kernel.lower()}", display_name="")
+    return kernelspec.for_guest_kernel(other, kernel, _spec_of(request, kernel, specs), name)
 
 
 def _request(options: argparse.Namespace) -> kernelspec.Request:
@@ -104,13 +126,16 @@ def _request(options: argparse.Namespace) -> kernelspec.Request:
 
 
 def _for_guest_kernel(request: kernelspec.Request, kernel: str) -> kernelspec.Request:
-    specs = _ask_guest(request)
+    return kernelspec.for_guest_kernel(request, kernel, _spec_of(request, kernel, _ask_guest(request)))
+
+
+def _spec_of(request: kernelspec.Request, kernel: str, specs: Mapping[str, GuestSpec]) -> GuestSpec:
     if kernel not in specs:
         raise ConfigurationError(
             f"The VM {request.config['instance']!r} has no kernel {printable(kernel)!r}.",
             hint=f"It has: {printable(', '.join(sorted(specs))) or 'none'}.",
         )
-    return kernelspec.for_guest_kernel(request, kernel, specs[kernel])
+    return specs[kernel]
 
 
 def _list_kernels(request: kernelspec.Request) -> int:
@@ -128,13 +153,17 @@ def _list_kernels(request: kernelspec.Request) -> int:
 
 
 def _ask_guest(request: kernelspec.Request) -> dict[str, GuestSpec]:
-    """Return the guest's own kernel specs; its VM is started for that."""
+    """Return the guest's own kernel specs, and a locked environment's; its VM is started for that."""
     settings = Settings(**request.config)
 
     async def ask() -> dict[str, GuestSpec]:
         wish = wishes.wish_of(settings, await _directory_to_show(settings))
         guest = await wishes.ready_guest(settings.instance, wish)
-        return await guest.forkserver.specs()
+        if wish.locked is None:
+            return await guest.forkserver.specs()
+        vm = runtime().vm(settings.instance)
+        ready = await syncing.ready(vm, guest, wish.locked, timeout=wish.create_timeout)
+        return await guest.forkserver.specs(ready.python)
 
     with watching():
         return runtime().run_blocking(ask())

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from rich.console import Console
 
 from .. import __version__
 from ..errors import LimaKernelsError
-from . import doctor, image, kernels, kernelspecs, mounts, run, vms
+from . import doctor, environments, image, kernels, kernelspecs, mounts, notebooks, vms
 
 FAILED = 1
 INTERRUPTED = 130
@@ -21,7 +20,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lima-kernels", description="Jupyter kernels in Lima VMs.")
     parser.add_argument("--version", action="version", version=f"lima-kernels {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (kernelspecs, run, kernels, mounts, vms, image, doctor):
+    for group in (kernelspecs, environments, notebooks, kernels, mounts, vms, image, doctor):
         group.add_commands(commands)
     return parser
 
@@ -44,7 +43,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         Console(stderr=True).print("lima-kernels: interrupted", style="red")
         return INTERRUPTED
-
-
-if __name__ == "__main__":
-    sys.exit(main())

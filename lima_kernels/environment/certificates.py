@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from collections.abc import Iterator
 from pathlib import Path
 
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -18,13 +17,16 @@ _SHIPPED = Path("/usr/share/ca-certificates")
 _ADDED = (Path("/usr/local/share/ca-certificates"), Path("/etc/pki/ca-trust/source/anchors"))
 
 
-def _certificates(file: Path) -> Iterator[str]:
+def certificates_in(text: str) -> list[str]:
+    """Return the certificates of a PEM text, each as a PEM text; private keys and whatever else is in it stay out."""
+    return [match.group().replace("\r", "") for match in _PEM.finditer(text)]
+
+
+def _certificates(file: Path) -> list[str]:
     try:
-        text = file.read_text(encoding="utf-8", errors="replace")
+        return certificates_in(file.read_text(encoding="utf-8", errors="replace"))
     except OSError:
-        return
-    for match in _PEM.finditer(text):
-        yield "\n".join(match.group().split("\n")).replace("\r", "")
+        return []
 
 
 def _bundle() -> Path | None:

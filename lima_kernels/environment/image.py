@@ -1,112 +1,37 @@
-"""The guest image: a Debian with ipykernel and a data-science set, built here without downloading an image.
-
-mmdebstrap makes the file tree as an ordinary user (user namespaces), mke2fs turns it into a filesystem, qemu-img packs
-it. The kernel is booted directly, so there is neither partition table nor boot loader.
-"""
+"""The guest images of this host: what they hold, and by which bytes they are known."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
-import shutil
-import sys
-import tempfile
-from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from .. import paths
-from ..errors import HostError, ImageError
-from ..lima import process
-from .certificates import host_certificates
+from ..errors import ImageError
+from .recipe import recipe_digest
 
 DEFAULT_IMAGE = "debian-12"
 MANIFEST = "image.json"
-MANIFEST_VERSION = 1
-SUITE = "bookworm"
-# The cloud kernel of Debian has no 9p: the plain one it is.
-CMDLINE = "root=LABEL=cloudimg-rootfs ro console=tty0 console=ttyS0 net.ifnames=0"
-DEBIAN_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-TOOLS = {
-    "mmdebstrap": "mmdebstrap",
-    "newuidmap": "uidmap",
-    "unshare": "util-linux",
-    "mke2fs": "e2fsprogs",
-    "qemu-img": "qemu-utils",
-    "tar": "tar",
-}
-# What Lima's boot scripts need (rsync and uidmap among them, or the first boot runs apt), what ssh and mounts need,
-# and what a person expects to find.
-PACKAGES = (
-    # systemd and what Lima's boot scripts call
-    *("systemd", "systemd-sysv", "systemd-resolved", "systemd-timesyncd", "libpam-systemd", "dbus", "udev", "kmod"),
-    *("procps", "cloud-init", "cloud-guest-utils", "e2fsprogs", "netplan.io", "iproute2", "iptables", "rsync"),
-    *("isc-dhcp-client", "openssh-server", "sudo", "uidmap", "sshfs", "fuse3", "ca-certificates"),
-    # for people
-    *("curl", "git", "less", "nano", "python3", "python3-venv", "python3-pip"),
-)
-# What a build goes through, in order; each is told when it begins.
-STEPS = ("mmdebstrap", "mke2fs", "qemu-img convert")
-# ipywidgets and psutil belong in it: clients expect both of a kernel. Panels of VMs are anywidgets.
-REQUIREMENTS = ("ipykernel>=6.29", "ipywidgets", "anywidget", "psutil", "numpy", "pandas", "matplotlib")
+MANIFEST_VERSION = 2
 
-# Runs outside the new tree, with its path as $1 and the host's own certificates in its /usr/local. What pip may know of
-# the host's settings is said by name: the rest of its environment names files that are not in the tree.
-_INSTALL = r"""
-set -eu
-root="$1"
-rm -f "$root/etc/resolv.conf"
-cp /etc/resolv.conf "$root/etc/resolv.conf"
-printf '[global]\ncert = /etc/ssl/certs/ca-certificates.crt\n' > "$root/etc/pip.conf"
-inside() {
-  env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    PIP_ROOT_USER_ACTION=ignore ${PIP_INDEX_URL:+PIP_INDEX_URL="$PIP_INDEX_URL"} \
-    ${https_proxy:+https_proxy="$https_proxy"} ${http_proxy:+http_proxy="$http_proxy"} \
-    ${no_proxy:+no_proxy="$no_proxy"} chroot "$root" "$@"
-}
-inside update-ca-certificates
-inside python3 -m venv %(venv)s
-inside %(venv)s/bin/pip install --quiet %(requirements)s
-"""
 
-# Runs in the unpacked tree as its root. The host keys are the first boot's to make, one set for each instance;
-# cloud-init takes every boot of Lima's for a new instance and would make new ones each time.
-_FINISH = r"""
-set -eu
-umask 022
-tar --extract --file "$1" --directory "$2" --exclude './dev/*' --numeric-owner
-cd "$2"
-printf 'LABEL=cloudimg-rootfs / ext4 defaults,discard,errors=remount-ro 0 1\n' > etc/fstab
-: > etc/machine-id
-rm -f var/lib/dbus/machine-id etc/ssh/ssh_host_* etc/hostname etc/resolv.conf
-ln -s ../run/systemd/resolve/stub-resolv.conf etc/resolv.conf
-for unit in apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service \
-            systemd-networkd-wait-online.service; do
-  ln -sf /dev/null "etc/systemd/system/$unit"
-done
-cat > etc/cloud/cloud.cfg.d/80-lima-kernels-image.cfg <<'CFG'
-datasource_list: [NoCloud, None]
-ssh_deletekeys: false
-ssh_genkeytypes: [ed25519]
-locale: C.UTF-8
-CFG
-echo 'LANG=C.UTF-8' > etc/default/locale
-mkdir -p etc/systemd/resolved.conf.d
-printf '[Resolve]\nLLMNR=no\n' > etc/systemd/resolved.conf.d/lima-kernels.conf
-rm -rf var/lib/apt/lists/* var/cache/apt/*.bin var/log/*.log tmp/*
-echo %(token)s > %(provisioned)s
-chown -R 1000:1000 %(venv)s
-cp --dereference vmlinuz "$3/vmlinuz"
-cp --dereference initrd.img "$3/initrd"
-size=$(du --summarize --block-size=1M --apparent-size . | cut -f1)
-mke2fs -q -t ext4 -L cloudimg-rootfs -d . "$3/disk.raw" "$((size * 5 / 4 + 512))M"
-"""
+class BakedEnvironment(msgspec.Struct, frozen=True, kw_only=True):
+    """Which environment an image brings with it: its name, its lock's digest, and the base that the lock names."""
+
+    name: str
+    lock: str
+    base_sha256: str
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What an image directory holds; ``image.json`` in it."""
+    """What an image directory holds; ``image.json`` in it.
+
+    Version 1 ends with ``cmdline``. ``sha256`` has the files' digests by name, ``epoch`` is the archive's time in
+    seconds since 1970; ``apt`` and ``python`` have all packages' versions.
+    """
 
     version: int
     recipe: str
@@ -115,33 +40,96 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     kernel: str
     initrd: str
     cmdline: str
+    sha256: dict[str, str] = {}
+    epoch: int = 0
+    apt: dict[str, str] = {}
+    python: dict[str, str] = {}
+    environment: BakedEnvironment | None = None
 
 
 class LocalImage(msgspec.Struct, frozen=True):
-    """A guest image on this host: absolute paths of its files, and the kernel's command line."""
+    """A guest image on this host: absolute paths of its files, and the kernel's command line.
+
+    ``sha256`` is its disk's, empty for an image of an earlier version of ours.
+    """
 
     arch: str
     disk: Path
     kernel: Path
     initrd: Path
     cmdline: str
+    sha256: str = ""
+    environment: BakedEnvironment | None = None
+
+    @property
+    def base_sha256(self) -> str:
+        """The disk's digest, or that of the base which an image with an environment stands for."""
+        return self.environment.base_sha256 if self.environment else self.sha256
 
 
-def recipe_digest() -> str:
-    """Return the digest of everything that decides what a built image holds, as far as this package decides it."""
-    parts = (SUITE, CMDLINE, *PACKAGES, *REQUIREMENTS, _INSTALL, _FINISH)
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+def host_arch() -> str:
+    """Return this host's CPU in Lima's words."""
+    return {"arm64": "aarch64"}.get(platform.machine(), platform.machine())
 
 
-def _read_manifest(directory: Path) -> Manifest | None:
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal.
+
+    :raises OSError: when it cannot be read.
+    """
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def image_directory(name: str) -> Path:
+    """Return where the image of that name lies, whether or not there is one.
+
+    :raises ImageError: when the name is no name but a path.
+    """
+    if not name or name.startswith(".") or "/" in name or "\0" in name:
+        raise ImageError(f"{name!r} cannot be an image's name.", hint="Use letters, digits, dots and dashes.")
+    return paths.images_directory() / name
+
+
+def _rebuild(name: str) -> str:
+    return f"Build it again: lima-kernels image build --name {name} --force"
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Read an image's manifest; file names in it are names.
+
+    :raises ImageError: when it is none, or of a version that is unknown here.
+    """
     try:
-        return msgspec.json.decode((directory / MANIFEST).read_bytes(), type=Manifest)
-    except FileNotFoundError:
+        version = msgspec.json.decode(data, type=dict[str, Any]).get("version")
+        if isinstance(version, int) and version > MANIFEST_VERSION:
+            raise ImageError("The image was made by a newer lima-kernels.", hint="Upgrade lima-kernels.")
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise ImageError(f"Its {MANIFEST} is damaged: {error}.") from error
+    for file in (manifest.disk, manifest.kernel, manifest.initrd):
+        if not file or file.startswith(".") or "/" in file or "\0" in file:
+            raise ImageError(f"Its {MANIFEST} is damaged: {file!r} is not a file's name.")
+    return manifest
+
+
+def read_manifest(name: str) -> Manifest | None:
+    """Return the manifest of the image of that name, or None when there is none.
+
+    :raises ImageError: when it is damaged.
+    """
+    directory = image_directory(name)
+    try:
+        return decode_manifest((directory / MANIFEST).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, msgspec.DecodeError) as error:
+    except OSError as error:
         raise ImageError(
-            f"The image directory {directory} has a damaged {MANIFEST}: {error}.",
-            hint=f"Build it again: lima-kernels image build --name {directory.name} --force",
+            f"The image {name} cannot be read: {directory / MANIFEST}: {error.strerror}.", hint=_rebuild(name)
+        ) from error
+    except ImageError as error:
+        raise ImageError(
+            f"The image directory {directory} cannot be used. {error.message}", hint=error.hint or _rebuild(name)
         ) from error
 
 
@@ -150,139 +138,65 @@ def find_image(name: str = DEFAULT_IMAGE) -> LocalImage | None:
 
     :raises ImageError: when its directory is there but damaged.
     """
-    directory = paths.images_directory() / name
-    manifest = _read_manifest(directory)
+    manifest = read_manifest(name)
     if manifest is None:
         return None
+    directory = image_directory(name)
     image = LocalImage(
         manifest.arch,
         directory / manifest.disk,
         directory / manifest.kernel,
         directory / manifest.initrd,
         manifest.cmdline,
+        manifest.sha256.get(manifest.disk, ""),
+        manifest.environment,
     )
     for file in (image.disk, image.kernel, image.initrd):
         if not file.is_file():
-            raise ImageError(
-                f"The image {name} lacks its file {file}.",
-                hint=f"Build it again: lima-kernels image build --name {name} --force",
-            )
+            raise ImageError(f"The image {name} lacks its file {file}.", hint=_rebuild(name))
     return image
+
+
+def find_baked(lock: str, arch: str) -> LocalImage | None:
+    """Return an image of this host that brings the environment of a lock with it, or None.
+
+    :param lock: the lock's digest.
+    :raises ImageError: when an image's directory is damaged.
+    """
+    for name in list_images():
+        image = find_image(name)
+        if image and image.arch == arch and image.environment and image.environment.lock == lock:
+            return image
+    return None
+
+
+def find_of_base(sha256: str) -> LocalImage | None:
+    """Return an image of this host that is the one with a disk of this digest, or stands for it, or None.
+
+    :raises ImageError: when an image's directory is damaged.
+    """
+    found = (find_image(name) for name in list_images())
+    return next((image for image in found if image and sha256 and image.base_sha256 == sha256), None)
 
 
 def list_images() -> list[str]:
     """Return the names of the images that were built on this host."""
     directory = paths.images_directory()
-    return sorted(entry.parent.name for entry in directory.glob(f"*/{MANIFEST}"))
+    return sorted(entry.parent.name for entry in directory.glob(f"*/{MANIFEST}") if entry.parent.name[0] != ".")
 
 
 def is_current(name: str = DEFAULT_IMAGE) -> bool:
     """Tell whether the image exists and was built by this version's recipe."""
-    manifest = _read_manifest(paths.images_directory() / name)
-    return manifest is not None and manifest.recipe == recipe_digest()
+    manifest = read_manifest(name)
+    return manifest is not None and manifest.version == MANIFEST_VERSION and manifest.recipe == recipe_digest()
 
 
-def check_builder() -> None:
-    """Check that an image can be built on this host.
+def damaged(name: str) -> list[str]:
+    """Return the names of an image's files that are not what its manifest says, after reading them all.
 
-    :raises HostError: when it is no Linux, of another CPU, or lacks a tool; the hint is the command that mends it.
+    :raises ImageError: when there is no such image, or its directory is damaged.
     """
-    if not sys.platform.startswith("linux"):
-        raise HostError(
-            "A guest image can only be built on Linux.",
-            hint="Leave it out: the kernel then starts from Lima's own template.",
-        )
-    if platform.machine() not in DEBIAN_ARCHITECTURES:
-        raise HostError(f"No guest image is made for the CPU {platform.machine()}.", hint="Use a Lima template.")
-    search = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
-    missing = [package for tool, package in TOOLS.items() if shutil.which(tool, path=search) is None]
-    if missing:
-        raise HostError(
-            f"Building a guest image needs {', '.join(missing)}.",
-            hint=f"sudo apt-get install --no-install-recommends {' '.join(missing)}",
-        )
-
-
-def _mmdebstrap(arch: str, certificates: Sequence[Path], output: Path) -> list[str]:
-    values = {
-        "venv": paths.GUEST_VENV,
-        "requirements": " ".join(f"'{requirement}'" for requirement in REQUIREMENTS),
-    }
-    argv = ["mmdebstrap", "--mode=unshare", "--variant=minbase", f"--architectures={DEBIAN_ARCHITECTURES[arch]}"]
-    argv.append(f"--include={','.join((*PACKAGES, f'linux-image-{DEBIAN_ARCHITECTURES[arch]}'))}")
-    argv += [f"--customize-hook=copy-in {file} /usr/local/share/ca-certificates" for file in certificates]
-    return [*argv, f"--customize-hook={_INSTALL % values}", SUITE, str(output)]
-
-
-async def _step(argv: Sequence[str], what: str, report: Callable[[str], None]) -> None:
-    tail: list[str] = []
-    env = {**os.environ, "PATH": os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"}
-    report(what)
-    async with process.stream(argv, env=env) as running:
-        async for line in running.lines():
-            tail = [*tail[-19:], line]
-            report(line)
-        code = await running.wait()
-    if code:
-        raise ImageError(f"Building the guest image failed: {what} ended with exit code {code}.", context=tail)
-
-
-async def build_image(name: str, report: Callable[[str], None]) -> LocalImage:
-    """Build the image and put it in place of an older one of that name.
-
-    :param report: called with each line of output as it comes.
-    :raises HostError: when this host cannot build one.
-    :raises ImageError: when a step fails; nothing of the attempt is left, an older image stays as it was.
-    """
-    check_builder()
-    arch = platform.machine()
-    # Within reach of the subordinate user ids that mmdebstrap and unshare work with; a home directory may not be.
-    with tempfile.TemporaryDirectory(prefix="lima-kernels-image-", ignore_cleanup_errors=True) as work_name:
-        work = Path(work_name)
-        work.chmod(0o755)
-        archive, tree, out = work / "tree.tar", work / "tree", work / "out"
-        out.mkdir()
-        pems = host_certificates()
-        certificates = [work / f"host-{number}.crt" for number in range(len(pems))]
-        for file, pem in zip(certificates, pems, strict=True):
-            file.write_text(pem + "\n")
-        await _step(_mmdebstrap(arch, certificates, archive), STEPS[0], report)
-        finish = _FINISH % {
-            "venv": paths.GUEST_VENV.lstrip("/"),
-            "provisioned": paths.GUEST_PROVISIONED.lstrip("/"),
-            "token": paths.GUEST_PROVISIONED_BY_IMAGE,
-        }
-        namespace = ["unshare", "--map-auto", "--map-root-user"]
-        try:
-            tree.mkdir()
-            command = ["sh", "-c", finish, "sh", str(archive), str(tree), str(out)]
-            await _step([*namespace, *command], STEPS[1], report)
-        finally:
-            # Its files belong to subordinate ids: only the namespace's root may remove them.
-            await process.run([*namespace, "rm", "-rf", str(tree)])
-        convert = ["qemu-img", "convert", "-c", "-O", "qcow2", "-o", "compression_type=zstd"]
-        await _step([*convert, str(out / "disk.raw"), str(out / "disk.qcow2")], STEPS[2], report)
-        (out / "disk.raw").unlink()
-        manifest = Manifest(
-            version=MANIFEST_VERSION,
-            recipe=recipe_digest(),
-            arch=arch,
-            disk="disk.qcow2",
-            kernel="vmlinuz",
-            initrd="initrd",
-            cmdline=CMDLINE,
-        )
-        (out / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
-        _publish(out, paths.private_directory(paths.images_directory()) / name)
-    image = find_image(name)
-    assert image is not None
-    return image
-
-
-def _publish(built: Path, target: Path) -> None:
-    """Put a built image in its place; an older one stays until the copy is complete."""
-    incoming = target.with_name(f".{target.name}.new")
-    shutil.rmtree(incoming, ignore_errors=True)
-    shutil.copytree(built, incoming)
-    shutil.rmtree(target, ignore_errors=True)
-    incoming.rename(target)
+    manifest = read_manifest(name)
+    if manifest is None or find_image(name) is None:
+        raise ImageError(f"There is no image {name!r}.", hint=f"lima-kernels image build --name {name}")
+    return [file for file, digest in manifest.sha256.items() if sha256_of(image_directory(name) / file) != digest]

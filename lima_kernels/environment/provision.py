@@ -9,7 +9,8 @@ import hashlib
 import shlex
 
 from .. import paths
-from .spec import Environment
+from ..errors import ConfigurationError
+from .keys import Environment, ProvisionMode, ProvisionScript, ProvisionTime
 
 BASE_REQUIREMENTS = ("ipykernel>=6.29", "ipywidgets", "anywidget", "psutil")
 
@@ -27,9 +28,14 @@ else
   mv /etc/fstab.lima-kernels /etc/fstab
   mount -a -t 9p,virtiofs || true
 fi
+own() {{
+  for tree in "$@"; do
+    [ ! -e "$tree" ] || [ "$(stat -c %u "$tree")" = "{{{{.UID}}}}" ] || chown -R "{{{{.UID}}}}" "$tree"
+  done
+}}
 if [ "$(cat {provisioned} 2>/dev/null)" = {digest} ]; then
   # An image may have been built for another user id.
-  [ "$(stat -c %u "$venv")" = "{{{{.UID}}}}" ] || chown -R "{{{{.UID}}}}" "$venv"
+  own "$venv" {environments}
   exit 0
 fi
 rm -f {provisioned} {failed}
@@ -47,12 +53,53 @@ fi
 [ -x "$venv/bin/pip" ] || python3 -m venv "$venv"
 [ -e /etc/pip.conf ] || printf '[global]\ncert = %s\n' /etc/ssl/certs/ca-certificates.crt >/etc/pip.conf
 requirements=({requirements})
+wanted={python}
+if [ -n "$wanted" ]; then
+  python=$("$venv/bin/python" -c 'import platform; print(platform.python_version())')
+  case "$python." in
+    "$wanted".*) ;;
+    *) echo "the guest has Python $python, and the environment is for $wanted"; exit 1 ;;
+  esac
+fi
 if [ ${{#requirements[@]}} -gt 0 ]; then
   PIP_ROOT_USER_ACTION=ignore "$venv/bin/pip" install --disable-pip-version-check "${{requirements[@]}}"
 fi
 chown -R "{{{{.UID}}}}" "$venv"
+own {environments}
 echo {digest} >{provisioned}
 """
+
+
+# A script that is to run once: in a file of its own, for its first line may name what runs it. The end of the text is
+# marked by its digest, which it cannot hold.
+_ONCE = """#!/bin/bash
+# Written by lima-kernels: runs until it has succeeded once on this disk.
+set -eu
+done={directory}/{digest}
+[ ! -e "$done" ] || exit 0
+mkdir -p {directory}
+script="$done.$$"
+trap 'rm -f "$script"' EXIT
+cat >"$script" <<'{digest}'
+{script}
+{digest}
+chmod 700 "$script"
+"$script"
+touch "$done"
+"""
+_ONCE_DIRECTORIES = {
+    ProvisionMode.SYSTEM: f"{paths.GUEST_PREFIX}/once",
+    ProvisionMode.USER: f'"$HOME"/{paths.GUEST_STATE}/once',
+}
+
+
+def own_script(script: ProvisionScript) -> dict[str, str]:
+    """Return a script of the environment's own as Lima is told of it."""
+    text = script.script
+    if script.when is ProvisionTime.ONCE:
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        text = _ONCE.format(directory=_ONCE_DIRECTORIES[script.mode], digest=digest, script=text)
+    return {"mode": script.mode.value, "script": text}
 
 
 def provision_digest(environment: Environment, *, has_base: bool) -> str:
@@ -60,22 +107,34 @@ def provision_digest(environment: Environment, *, has_base: bool) -> str:
 
     :param has_base: the image brings ipykernel with it.
     """
-    if has_base and not environment.apt and not environment.python:
+    requirements, python = environment.requirements, environment.python_version
+    if has_base and not environment.apt and not requirements and not python:
         return paths.GUEST_PROVISIONED_BY_IMAGE
     base = "base" if has_base else " ".join(BASE_REQUIREMENTS)
-    parts = (base, *environment.apt, "\0", *environment.python)
+    parts = (base, *environment.apt, "\0", *requirements, *(("\0", python) if python else ()))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def provision_script(environment: Environment, *, has_base: bool) -> str:
-    """Return the provision script for an environment."""
-    requirements = environment.python if has_base else (*BASE_REQUIREMENTS, *environment.python)
+    """Return the provision script for an environment.
+
+    :raises ConfigurationError: when what it names says exact versions, which only a lock brings into a guest.
+    """
+    for name in ("pylock.toml", "uv.lock"):
+        if name in environment.python_texts:
+            raise ConfigurationError(
+                f"The environment's {name} cannot be obeyed without a lock.",
+                hint="Make one, beside the environment file: lima-kernels env lock",
+            )
+    requirements = environment.requirements if has_base else (*BASE_REQUIREMENTS, *environment.requirements)
     return _SCRIPT.format(
         venv=paths.GUEST_VENV,
         prefix=paths.GUEST_PREFIX,
         provisioned=paths.GUEST_PROVISIONED,
         failed=paths.GUEST_PROVISION_FAILED,
+        environments=paths.GUEST_ENVIRONMENTS,
         digest=provision_digest(environment, has_base=has_base),
         packages=shlex.join(environment.apt),
         requirements=shlex.join(requirements),
+        python=shlex.quote(environment.python_version),
     )

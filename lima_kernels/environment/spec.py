@@ -6,7 +6,6 @@ Field names are Lima's where Lima has them (``mountType``, ``mountPoint``).
 from __future__ import annotations
 
 import enum
-import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -14,92 +13,32 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 
 from ..errors import ConfigurationError, nearest
 from ..lima.mounting import MountType
-from ..lima.sizes import in_bytes
-from . import mounts
+from . import checks, mounts, requirements, yaml_text
+from .certificates import certificates_in
+from .keys import (
+    DEFAULT,
+    Arch,
+    Environment,
+    FileSpec,
+    HostCertificates,
+    ImageFiles,
+    InitrdFile,
+    KernelFile,
+    PortSpec,
+    ProvisionMode,
+    ProvisionScript,
+    ProvisionTime,
+    PythonFiles,
+    PythonSpec,
+)
 from .mounts import MountOptions, MountSpec, NinepOptions, SshfsOptions, VirtiofsOptions
 
-_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_APT_NAME = re.compile(r"[a-z0-9][a-z0-9.+-]*(?::[a-z0-9]+)?(?:=[\w.+:~-]+)?")
+__all__ = ["DEFAULT", "Environment", "load", "parse"]
+
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]+)\})", re.ASCII)
-
-
-class ProvisionMode(enum.Enum):
-    """As whom a provision script runs: root or the guest's user."""
-
-    SYSTEM = "system"
-    USER = "user"
-
-
-class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    pass
-
-
-class KernelFile(_Strict, frozen=True):
-    location: str
-    cmdline: str = ""
-
-
-class InitrdFile(_Strict, frozen=True):
-    location: str
-
-
-class ImageFiles(_Strict, frozen=True):
-    """A guest image given by its files, booted directly when a kernel is given."""
-
-    location: str
-    kernel: KernelFile | None = None
-    initrd: InitrdFile | None = None
-
-
-class ProvisionScript(_Strict, frozen=True):
-    """A script that Lima runs at every boot of the guest."""
-
-    script: str
-    mode: ProvisionMode = ProvisionMode.SYSTEM
-
-
-class Environment(_Strict, frozen=True, kw_only=True):
-    """What a VM is; the environment file's content, relative paths resolved against the file's directory.
-
-    ``image`` is the name of an image built on this host, else of a Lima template, or files. ``memory`` and ``disk``
-    are sizes such as ``4GiB``; without them, and without ``cpus``, Lima's defaults hold. ``mount_options`` hold for
-    all mounts that say nothing else themselves, the notebook's directory included.
-    """
-
-    image: str | ImageFiles = "debian-12"
-    cpus: int | None = None
-    memory: str | None = None
-    disk: str | None = None
-    mount_type: MountType | None = None
-    mount_inotify: bool | None = None
-    mount_options: MountOptions = MountOptions()
-    mounts: tuple[MountSpec, ...] = ()
-    apt: tuple[str, ...] = ()
-    python: tuple[str, ...] = ()
-    provision: tuple[ProvisionScript, ...] = ()
-    env: dict[str, str] = {}
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of what differs from the defaults, in hexadecimal: a key that is new to us changes no older one's."""
-        plain = msgspec.structs.asdict(DEFAULT)
-        return _digest({key: value for key, value in msgspec.structs.asdict(self).items() if value != plain[key]})
-
-    @property
-    def image_digest(self) -> str:
-        """The same of the image alone: the one thing that an instance cannot change later."""
-        return _digest(self.image)
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
-
-
-DEFAULT = Environment()
 
 
 def _field_names(*structs: type[msgspec.Struct]) -> tuple[str, ...]:
@@ -116,23 +55,27 @@ _NESTED = {
     "9p": _field_names(NinepOptions),
     "sshfs": _field_names(SshfsOptions),
     "virtiofs": _field_names(VirtiofsOptions),
+    "python": _field_names(PythonSpec),
     "provision": _field_names(ProvisionScript),
+    "files": _field_names(FileSpec),
+    "ports": _field_names(PortSpec),
 }
 _CHOICES: dict[str, type[enum.Enum]] = {
+    "arch": Arch,
     "mountType": MountType,
     "mode": ProvisionMode,
+    "when": ProvisionTime,
+    "caCertificates": HostCertificates,
     "securityModel": mounts.SecurityModel,
     "protocolVersion": mounts.ProtocolVersion,
     "cache": mounts.NinepCache,
     "sftpDriver": mounts.SftpDriver,
 }
+# What YAML takes for a number: a version, and permissions.
+_TO_BE_QUOTED = re.compile(r"python\.version|files\[\d+\]\.mode")
 
 
-def _error(source: str, what: str, hint: str = "") -> ConfigurationError:
-    return ConfigurationError(f"{source}: {what}", hint=hint)
-
-
-def _explain(source: str, error: msgspec.ValidationError) -> ConfigurationError:
+def _explain(document: yaml_text.Document, error: msgspec.ValidationError) -> ConfigurationError:
     """Turn msgspec's words into a line that names the field's path."""
     text, _, path = str(error).partition(" - at `$")
     if not path:
@@ -142,42 +85,26 @@ def _explain(source: str, error: msgspec.ValidationError) -> ConfigurationError:
     if unknown:
         field = f"{path}.{unknown[1]}" if path else unknown[1]
         known = _NESTED.get(re.sub(r"\[.*?\]", "", path).rpartition(".")[2], _FIELDS)
-        return _error(source, f"unknown key {field!r}.", nearest(unknown[1], known) or f"Known: {', '.join(known)}.")
+        hint = nearest(unknown[1], known) or f"Known: {', '.join(known)}."
+        return document.error(field, f"unknown key {field!r}.", hint)
     choices = _CHOICES.get(path.rpartition(".")[2]) if text.startswith("Invalid enum value") else None
     hint = f"Choose one of: {', '.join(member.value for member in choices)}." if choices else ""
+    if _TO_BE_QUOTED.fullmatch(path):
+        hint = "Put it into quotes."
     text = text.replace(" | null", "").replace("`", "")
-    return _error(source, f"{text[0].lower()}{text[1:]} at {path or 'the top'}.", hint)
+    return document.error(path, f"{text[0].lower()}{text[1:]} at {path or 'the top'}.", hint)
 
 
-def _check(source: str, environment: Environment) -> None:
-    if environment.cpus is not None and environment.cpus < 1:
-        raise _error(source, f"cpus must be at least 1, got {environment.cpus} at cpus.")
-    for name in ("memory", "disk"):
-        value = getattr(environment, name)
-        if value is not None and in_bytes(value) is None:
-            raise _error(source, f"expected a size such as 4GiB, got {value!r} at {name}.")
-    for number, package in enumerate(environment.apt):
-        if not _APT_NAME.fullmatch(package):
-            raise _error(source, f"{package!r} is not the name of a Debian package at apt[{number}].")
-    for number, requirement in enumerate(environment.python):
-        if not requirement.strip() or requirement.lstrip().startswith("-") or "\n" in requirement:
-            raise _error(source, f"{requirement!r} is not a Python requirement at python[{number}].")
-    for name in environment.env:
-        if not _ENV_NAME.fullmatch(name):
-            raise _error(source, f"{name!r} is not the name of an environment variable at env.")
-    for what, hint in mounts.faults(environment.mounts, environment.mount_options, environment.mount_type):
-        raise _error(source, what, hint)
-
-
-def _absolute(source: str, field: str, location: str, base: Path) -> str:
+def _absolute(document: yaml_text.Document, field: str, location: str, base: Path) -> str:
     """Make a path of the host absolute; what cannot be replaced in it is no name of a directory, but a mistake."""
     if not location or "\0" in location:
-        raise _error(source, f"expected a path, got {location!r} at {field}.")
+        raise document.error(field, f"expected a path, got {location!r} at {field}.")
 
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2]
         if not os.environ.get(name):
-            raise _error(source, f"the variable {name} in {location!r} at {field} is not set, or empty.")
+            what = f"the variable {name} in {location!r} at {field} is not set, or empty."
+            raise document.error(field, what)
         return os.environ[name]
 
     expanded = _VARIABLE.sub(value, location)
@@ -185,15 +112,15 @@ def _absolute(source: str, field: str, location: str, base: Path) -> str:
         expanded = os.path.expanduser(expanded)
         if expanded.startswith("~"):
             user = expanded.partition("/")[0][1:]
-            raise _error(source, f"there is no user {user!r}, whom {location!r} at {field} names.")
+            raise document.error(field, f"there is no user {user!r}, whom {location!r} at {field} names.")
     return os.path.normpath(base / expanded)
 
 
-def _resolve(source: str, environment: Environment, base: Path) -> Environment:
-    """Make every path of the host absolute."""
+def _resolve(document: yaml_text.Document, environment: Environment, base: Path) -> Environment:
+    """Make every path of the host absolute, and read the files that are meant by their content."""
 
     def absolute(field: str, location: str) -> str:
-        return _absolute(source, field, location, base)
+        return _absolute(document, field, location, base)
 
     image = environment.image
     if isinstance(image, ImageFiles):
@@ -202,7 +129,17 @@ def _resolve(source: str, environment: Environment, base: Path) -> Environment:
         mounts.tidied(mount, absolute(f"mounts[{number}].location", mount.location))
         for number, mount in enumerate(environment.mounts)
     )
-    return msgspec.structs.replace(environment, image=image, mounts=shown)
+    python = environment.python
+    if isinstance(python, PythonSpec):
+        python = requirements.collected(python, absolute)
+    return msgspec.structs.replace(
+        environment,
+        image=image,
+        mounts=shown,
+        python=python,
+        files=tuple(_resolved_file(document, number, file, absolute) for number, file in enumerate(environment.files)),
+        ca_certificates=_certificates(document, environment.ca_certificates, absolute),
+    )
 
 
 def _resolved_image(image: ImageFiles, absolute: Callable[[str, str], str]) -> ImageFiles:
@@ -211,37 +148,81 @@ def _resolved_image(image: ImageFiles, absolute: Callable[[str, str], str]) -> I
         absolute("image.location", image.location),
         kernel and KernelFile(absolute("image.kernel.location", kernel.location), kernel.cmdline),
         initrd and InitrdFile(absolute("image.initrd.location", initrd.location)),
+        image.digest,
     )
 
 
+def _resolved_file(
+    document: yaml_text.Document, number: int, file: FileSpec, absolute: Callable[[str, str], str]
+) -> FileSpec:
+    where = f"files[{number}]"
+    if (file.content is None) == (file.source is None):
+        raise document.error(where, f"expected one of content and source at {where}.")
+    if file.source is None:
+        return file
+    source = Path(absolute(f"{where}.source", file.source))
+    return msgspec.structs.replace(file, content=requirements.text_of(source, checks.MAX_FILE), source=None)
+
+
+def _certificates(
+    document: yaml_text.Document, said: HostCertificates | tuple[str, ...], absolute: Callable[[str, str], str]
+) -> HostCertificates | tuple[str, ...]:
+    if isinstance(said, HostCertificates):
+        return said
+    found: dict[str, None] = {}
+    for number, location in enumerate(said):
+        field = f"caCertificates[{number}]"
+        path = absolute(field, location)
+        certificates = certificates_in(requirements.text_of(Path(path)))
+        if not certificates:
+            raise document.error(field, f"{path} at {field} has no certificate in it, in PEM form.")
+        found.update(dict.fromkeys(certificates))
+    return tuple(found)
+
+
+def _conda(document: yaml_text.Document) -> ConfigurationError | None:
+    """Return why a conda environment file cannot be served, or None when it is none."""
+    value = document.value
+    if not isinstance(value.get("dependencies"), list) or "dependencies" in _FIELDS:
+        return None
+    packages = [str(entry) for entry in value["dependencies"] if isinstance(entry, str)]
+    named = ", ".join(packages[:5]) + (" and others" if len(packages) > 5 else "")
+    return document.error(
+        "dependencies",
+        f"this is an environment file of conda, whose packages ({named or 'none'}) no guest of ours can install.",
+        "Write a lima-env.yaml (lima-kernels env init): Python packages by their PyPI names, all others from apt.",
+    )
+
+
+def _in_one_way(environment: Environment) -> Environment:
+    """Return an environment with what can be written in two ways in one of them."""
+    python = environment.python
+    if isinstance(python, PythonFiles) and python == PythonFiles(requirements=python.requirements):
+        python = python.requirements
+    ports = tuple(PortSpec(port) if isinstance(port, int) else port for port in environment.ports)
+    return msgspec.structs.replace(environment, python=python, ports=ports)
+
+
 def parse(text: str, *, source: str, base: Path) -> Environment:
-    """Parse an environment file's text.
+    """Parse an environment file's text, and read the files that it names.
 
     :param source: how messages name it.
     :param base: the directory that relative paths start from.
     :raises ConfigurationError: one line that says what is wrong and where.
     """
-    try:
-        value: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise _error(f"{source}{where}", f"not YAML: {problem}.") from error
-    except ValueError as error:
-        # A date or a tagged number that Python cannot make.
-        raise _error(source, f"not YAML: {error}.") from error
-    if value is None:
-        value = {}
+    document = yaml_text.read(text, source)
+    value: Any = {} if document.value is None else document.value
     if not isinstance(value, dict):
-        raise _error(source, f"expected keys such as {', '.join(_FIELDS[:4])}, got {type(value).__name__}.")
+        what = f"expected keys such as {', '.join(_FIELDS[:4])}, got {type(value).__name__}."
+        raise document.error("", what)
     try:
         environment = msgspec.convert(value, Environment)
     except msgspec.ValidationError as error:
-        raise _explain(source, error) from error
-    environment = _resolve(source, environment, base)
-    _check(source, environment)
-    return environment
+        raise (_conda(document) or _explain(document, error)) from error
+    environment = _resolve(document, environment, base)
+    for fault in checks.faults(environment):
+        raise document.error(*fault)
+    return _in_one_way(environment)
 
 
 def load(path: Path) -> Environment:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -13,11 +14,10 @@ import asyncssh
 from ..errors import ConnectionFailed, GuestError, HostError, HostKeyChanged
 from .ends import Peer, Receiver
 from .host_keys import KeyStore
+from .knocking import answered
 
 # As Lima itself prefers: AES in hardware, and the fastest of all in an emulated guest.
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes128-ctr")
-# A port that QEMU forwards accepts at once, long before the guest does: only the banner tells that sshd is there.
-BANNER_TIMEOUT = 3.0
 RETRY_INTERVAL = 0.2
 LOGIN_TIMEOUT = 60.0
 # Between sshd's start and the user's creation lies little; a refusal that lasts longer is meant.
@@ -318,49 +318,46 @@ class Connection:
         await self._watcher
 
 
-async def _banner(endpoint: Endpoint) -> bool:
-    """Tell whether sshd answers at the endpoint."""
-    writer = None
-    try:
-        async with asyncio.timeout(BANNER_TIMEOUT):
-            reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
-            return (await reader.readexactly(4)) == b"SSH-"
-    except (OSError, TimeoutError, asyncio.IncompleteReadError):
-        return False
-    finally:
-        if writer is not None:
-            writer.close()
-
-
-async def open_connection(endpoint: Endpoint, keys: KeyStore) -> Connection:
+async def open_connection(endpoint: Endpoint, keys: KeyStore, sock: socket.socket | None = None) -> Connection:
     """Log in to a guest whose sshd answers; pins its host key at first contact.
 
+    :param sock: a connection to it, which is used up; one is made when None.
     :raises HostKeyChanged: when it shows another key than the pinned one.
     :raises ConnectionFailed: when it cannot be reached or refuses us.
     """
-    pinned = keys.pinned()
-    with translated(f"SSH to {endpoint.user}@{endpoint.host}:{endpoint.port}"):
-        try:
-            ssh = await asyncssh.connect(
-                endpoint.host,
-                endpoint.port,
-                username=endpoint.user,
-                client_keys=[str(endpoint.identity)],
-                client_factory=lambda: _Client(pinned),
-                # Nothing is known but what our own validation says; no file or agent of the user is asked.
-                known_hosts=([], [], []),
-                config=None,
-                agent_path=None,
-                password_auth=False,
-                kbdint_auth=False,
-                gss_auth=False,
-                encryption_algs=CIPHERS,
-                login_timeout=LOGIN_TIMEOUT,
-                keepalive_interval=KEEPALIVE_INTERVAL,
-                keepalive_count_max=KEEPALIVE_COUNT,
-            )
-        except asyncssh.HostKeyNotVerifiable as error:
-            raise keys.refuse() from error
+    with contextlib.ExitStack() as unused:
+        if sock is not None:
+            unused.enter_context(sock)
+        pinned = keys.pinned()
+
+        def client() -> _Client:
+            # From here on the socket is the connection's, and is closed with it.
+            unused.pop_all()
+            return _Client(pinned)
+
+        with translated(f"SSH to {endpoint.user}@{endpoint.host}:{endpoint.port}"):
+            try:
+                ssh = await asyncssh.connect(
+                    endpoint.host,
+                    endpoint.port,
+                    sock=sock,
+                    username=endpoint.user,
+                    client_keys=[str(endpoint.identity)],
+                    client_factory=client,
+                    # Nothing is known but what our own validation says; no file or agent of the user is asked.
+                    known_hosts=([], [], []),
+                    config=None,
+                    agent_path=None,
+                    password_auth=False,
+                    kbdint_auth=False,
+                    gss_auth=False,
+                    encryption_algs=CIPHERS,
+                    login_timeout=LOGIN_TIMEOUT,
+                    keepalive_interval=KEEPALIVE_INTERVAL,
+                    keepalive_count_max=KEEPALIVE_COUNT,
+                )
+            except asyncssh.HostKeyNotVerifiable as error:
+                raise keys.refuse() from error
     if pinned is None:
         key = ssh.get_server_host_key()
         assert key is not None
@@ -383,17 +380,17 @@ async def wait_for_connection(endpoint: Endpoint, keys: KeyStore, on_banner: Cal
     refused_since: float | None = None
     clock = asyncio.get_running_loop().time
     while True:
-        if await _banner(endpoint):
-            on_banner()
-            try:
-                return await open_connection(endpoint, keys)
-            except HostKeyChanged:
-                raise
-            except ConnectionFailed as error:
-                refused_since = refused_since or clock()
-                if clock() - refused_since > REFUSAL_LIMIT:
-                    raise ConnectionFailed(
-                        error.message,
-                        hint=f"Does the VM's user accept the key {endpoint.identity}? Try: limactl shell NAME true",
-                    ) from error
+        sock = await answered(endpoint.host, endpoint.port)
+        on_banner()
+        try:
+            return await open_connection(endpoint, keys, sock)
+        except HostKeyChanged:
+            raise
+        except ConnectionFailed as error:
+            refused_since = refused_since or clock()
+            if clock() - refused_since > REFUSAL_LIMIT:
+                raise ConnectionFailed(
+                    error.message,
+                    hint=f"Does the VM's user accept the key {endpoint.identity}? Try: limactl shell NAME true",
+                ) from error
         await asyncio.sleep(RETRY_INTERVAL)

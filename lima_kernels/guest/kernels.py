@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 import msgspec
 
 from ..errors import ConnectionFailed, GuestError
+from .readiness import Identity
 
 T = TypeVar("T")
 # A guest is hostile input: no more of a line than this is read.
@@ -25,7 +26,9 @@ _ATTEMPTS = {
     "list": "list its kernels",
     "specs": "list its kernel specs",
     "settings": "take its settings",
+    "ready": "say whether it is ready",
     "usage": "say how much memory it has in use",
+    "environment": "find an environment",
 }
 
 
@@ -144,6 +147,16 @@ class GuestSpec(msgspec.Struct, frozen=True):
     interrupt_mode: str = "signal"
 
 
+class Found(msgspec.Struct, frozen=True):
+    """An environment in the guest: its Python, empty when there is none; the digest of the lock that it was made from;
+    and whether packages were changed since. ``system`` is the lock that the guest's Debian packages are of."""
+
+    python: str
+    lock: str
+    system: str
+    drifted: bool
+
+
 class Ownership(NamedTuple):
     """Who owns a kernel: a token that no other knows, and for how many seconds the kernel lives without.
 
@@ -177,6 +190,7 @@ class Birth(NamedTuple):
     :param connection: the connection file's content; it goes through the encrypted connection, never an argv.
     :param spec: one of the guest's kernel specs; ipykernel of the guest's environment when empty.
     :param notes: lines for the stderr of the first cell.
+    :param python: that of an environment, as :meth:`Forkserver.environment` has it; the guest's usual one when empty.
     """
 
     cwd: str
@@ -187,6 +201,7 @@ class Birth(NamedTuple):
     facts: KernelFacts
     spec: str = ""
     notes: Sequence[str] = ()
+    python: str = ""
 
 
 class Forkserver:
@@ -288,6 +303,7 @@ class Forkserver:
             facts=birth.facts,
             spec=birth.spec,
             notes=list(birth.notes),
+            python=birth.python,
         )
         return _decoded(reply, _Spawned).pid
 
@@ -312,13 +328,21 @@ class Forkserver:
         """Return the kernels that the forkserver knows, ended ones until they are removed."""
         return _decoded(await self._ask("list"), dict[str, KernelState])
 
+    async def ready(self, question: Mapping[str, object]) -> Identity:
+        """Return whether the guest has what :func:`.readiness.question` names."""
+        return _decoded(await self._ask("ready", **question), Identity)
+
     async def usage(self) -> MemoryUse:
         """Return how much memory the guest has in use."""
         return _decoded(await self._ask("usage"), MemoryUse)
 
-    async def specs(self) -> dict[str, GuestSpec]:
-        """Return the guest's own kernel specs."""
-        return _decoded(await self._ask("specs"), dict[str, GuestSpec])
+    async def specs(self, python: str = "") -> dict[str, GuestSpec]:
+        """Return the guest's own kernel specs, and those of an environment's Python or of the guest's usual one."""
+        return _decoded(await self._ask("specs", python=python), dict[str, GuestSpec])
+
+    async def environment(self, name: str) -> Found:
+        """Return what the guest has of an environment."""
+        return _decoded(await self._ask("environment", name=name), Found)
 
     async def mount(self, mount: str, user: str, wanted: MountRequest, *, timeout: float) -> None:
         """Mount a directory of the host, or be one more user of it; the host has to serve it meanwhile.

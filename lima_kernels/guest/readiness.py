@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from .. import paths
 from ..errors import ConnectionFailed, GuestError, MountError
 from ..progress import Phase, Progress
@@ -36,6 +38,14 @@ class Facts(NamedTuple):
     python: str
 
 
+class Identity(msgspec.Struct, frozen=True):
+    """Who the guest's user is, and whether the guest has all that was asked for."""
+
+    is_ready: bool
+    uid: int
+    gid: int
+
+
 _SCRIPT = r"""
 set -u
 booted() { [ -e %(boot_done)s ]; }
@@ -44,11 +54,12 @@ pause() { sleep 0.2; [ -d /proc/$PPID ] || exit 1; }
 say() { printf '%%s %%s\n' "$1" "$2"; }
 fail() { [ -r "${2:-}" ] && sed 's/^/LOG /' "$2"; say FAIL "$1"; exit 0; }
 say PHASE SESSION
-until [ -e %(ssh_ready)s ] || booted; do pause; done
+until [ -e %(ready)s ] || [ -e %(ssh_ready)s ] || booted; do pause; done
 say PHASE MOUNT
 for directory in %(mounts)s; do
   until mountpoint -q -- "$directory"; do
-    if %(mounted_at_boot)s && booted; then fail "MOUNT $directory"; fi
+    # Of two that are mounted in the same moment, one may come before the kernel's driver knows of its device.
+    if %(mounted_at_boot)s && booted && ! sudo -n mount -- "$directory" </dev/null; then fail "MOUNT $directory"; fi
     pause
   done
 done
@@ -81,6 +92,7 @@ def _script(needs: Needs) -> str:
     return _SCRIPT % {
         "boot_done": paths.LIMA_BOOT_DONE,
         "ssh_ready": paths.LIMA_SSH_READY,
+        "ready": paths.GUEST_READY,
         "mounts": shlex.join(needs.mounts),
         "mounted_at_boot": "true" if needs.mounted_at_boot else "false",
         "python": paths.GUEST_PYTHON,
@@ -107,6 +119,15 @@ def _failure(what: str, log: Sequence[str]) -> GuestError | MountError:
         hint=f"The whole log is in the guest: {paths.GUEST_PREFIX}/provision.log",
         context=log,
     )
+
+
+def question(needs: Needs) -> dict[str, object]:
+    """Return what a forkserver is asked to know at once what the script would wait for."""
+    return {
+        "mounted": list(needs.mounts),
+        "holds": {paths.GUEST_PROVISIONED: needs.provisioned},
+        "exists": [paths.LIMA_BOOT_DONE] if needs.boot_done else [],
+    }
 
 
 async def wait_until_ready(connection: Connection, needs: Needs, progress: Progress) -> Facts:

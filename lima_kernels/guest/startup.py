@@ -8,7 +8,7 @@ import hashlib
 import io
 import shlex
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 
@@ -35,22 +35,57 @@ if [ ! -d %(program)s ]; then
   base64 -d | tar -xz -C %(root)s/incoming
   mv %(root)s/incoming %(program)s
 fi
-set -- %(python)s %(program)s --root %(root)s --socket %(socket)s
+set -- %(argv)s
 # A system service of its own is not ended with the login session that an SSH connection is; and when the kernel's
 # memory killer takes one kernel, the others live on, as they do when the forkserver itself is killed and started again.
 if [ -d /run/systemd/system ] && sudo -n true 2>/dev/null; then
-  if [ "$(systemctl show --property=LoadState --value %(unit)s)" = loaded ]; then
-    sudo -n systemctl start %(unit)s
-  else
-    sudo -n systemd-run --quiet --collect --unit=%(unit)s --uid="$(id -u)" --gid="$(id -g)" \
-      --service-type=notify --property=NotifyAccess=all --property=OOMPolicy=continue --property=OOMScoreAdjust=-500 \
-      --property=Restart=on-failure --property=RestartSec=100ms --property=KillMode=process \
-      --property=TasksMax=infinity --property=LimitNOFILE=65536 --property=EnvironmentFile=-/etc/environment \
-      --setenv=LANG="${LANG:-C.UTF-8}" --working-directory="$HOME" "$@"
+  if [ "$(systemctl show --property=LoadState --value %(unit)s)" != loaded ]; then
+    for units in /etc/systemd/system /run/systemd/system; do
+      # Not everybody's /etc can be written.
+      printf %%s %(service)s | base64 -d |
+        sudo -n sh -c 'umask 022; cat > "$1"' sh "$units/%(unit)s" 2>/dev/null && break
+    done
+    if [ -e %(ready)s ]; then
+      # In a guest of ours it comes with each boot from now on, before anybody asks for it; other versions no longer do.
+      sudo -n sh -c 'cd "$1" && rm -f lima-kernels-%(uid)s-* && ln -s "../$2" .' sh "$units/multi-user.target.wants" \
+        %(unit)s || :
+    fi
   fi
+  sudo -n systemctl start %(unit)s
 else
   setsid "$@" --detach 9>&-
 fi
+"""
+
+
+# systemd.service(5). What it starts outlives it: kernels. Their language is that of a session, which PAM gives it.
+_SERVICE = """\
+[Unit]
+Description=Starts kernels for lima-kernels
+DefaultDependencies=no
+After=lima-kernels-init.service local-fs.target systemd-tmpfiles-setup.service
+Conflicts=shutdown.target
+Before=shutdown.target
+CollectMode=inactive-or-failed
+
+[Service]
+Type=notify
+NotifyAccess=all
+User=%(uid)s
+Group=%(gid)s
+WorkingDirectory=%(home)s
+Environment=LANG=C.UTF-8
+EnvironmentFile=-/etc/locale.conf
+EnvironmentFile=-/etc/default/locale
+EnvironmentFile=-/etc/environment
+ExecStart=%(command)s
+KillMode=process
+Restart=on-failure
+RestartSec=100ms
+OOMPolicy=continue
+OOMScoreAdjust=-500
+TasksMax=infinity
+LimitNOFILE=65536
 """
 
 
@@ -59,6 +94,7 @@ def _sources() -> Iterator[tuple[str, bytes]]:
     ours = files(__package__.partition(".")[0])
     for place, directory, suffix in (
         ("", ours.joinpath("guest", "forkserver"), ".py"),
+        ("layers/", ours.joinpath("guest", "forkserver", "layers"), ".py"),
         (f"{KIT}/{ours.name}/magics/", ours.joinpath("magics"), ".py"),
         (f"{KIT}/{ours.name}/widget/", ours.joinpath("widget"), ".py"),
         # Sources of which nobody has built the front end have none; panels then say so.
@@ -87,13 +123,14 @@ class Layout:
     """Where things lie in one guest: absolute paths below its user's home."""
 
     def __init__(self, facts: Facts) -> None:
-        version = hashlib.sha256(facts.python.encode() + b"\0" + program()).hexdigest()[:12]
+        arguments = f"{facts.python}\0{paths.GUEST_ENVIRONMENTS}\0".encode()
+        version = hashlib.sha256(arguments + program()).hexdigest()[:12]
         # Each version of the forkserver has a directory of its own, whose kernels are its own to clean up.
         self.root = f"{facts.home}/{paths.GUEST_STATE}/{version}"
         # The directory's name is the package's in the forkserver's process, and in its kernels.
         self.program = f"{self.root}/lima_kernels_forkserver"
         self.socket = f"{self.root}/socket"
-        self.unit = f"lima-kernels-{facts.uid}-{version}"
+        self.unit = f"lima-kernels-{facts.uid}-{version}.service"
 
     def directory(self, kernel: str) -> str:
         """Return where a kernel has its files and sockets."""
@@ -118,34 +155,57 @@ class Layout:
         return prefix
 
 
-async def _start(connection: Connection, layout: Layout, python: str) -> None:
+def _service(facts: Facts, argv: Sequence[str]) -> str:
+    """Return systemd's unit; what has a meaning for it in a path is escaped."""
+    words = (word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$") for word in argv)
+    values = {"uid": facts.uid, "gid": facts.gid, "home": facts.home.replace("%", "%%")}
+    return _SERVICE % {**values, "command": " ".join(f'"{word}"' for word in words)}
+
+
+async def _start(connection: Connection, layout: Layout, facts: Facts) -> None:
+    argv = [facts.python, layout.program, "--root", layout.root, "--socket", layout.socket]
+    argv += ["--environments", paths.GUEST_ENVIRONMENTS]
     values = {
         "root": shlex.quote(layout.root),
         "program": shlex.quote(layout.program),
-        "socket": shlex.quote(layout.socket),
-        "python": shlex.quote(python),
+        "argv": shlex.join(argv),
         "unit": layout.unit,
+        "uid": facts.uid,
+        "service": base64.b64encode(_service(facts, argv).encode()).decode(),
+        "ready": paths.GUEST_READY,
     }
     command = f"sh -c {shlex.quote(_START % values)}"
     done = await connection.run(command, stdin=base64.b64encode(program()).decode(), timeout=START_TIMEOUT)
     if done.status:
         raise GuestError(
-            f"The guest's forkserver could not be started with {python}: exit code {done.status}.",
+            f"The guest's forkserver could not be started with {facts.python}: exit code {done.status}.",
             hint="Is the guest's disk full? Look: limactl shell NAME df -h" if "No space" in done.stderr else "",
             context=done.stderr.splitlines()[-10:],
         )
 
 
-async def connect(connection: Connection, facts: Facts, on_event: Callable[[GuestEvent], None]) -> Forkserver:
-    """Connect to the guest's forkserver, and start it when it does not run.
+async def find(connection: Connection, facts: Facts, on_event: Callable[[GuestEvent], None]) -> Forkserver | None:
+    """Connect to the guest's forkserver; None when it does not run.
 
     :param on_event: called in the I/O thread for each kernel that ends, and when the guest shuts down by itself.
-    :raises GuestError: when it cannot be started.
     """
     layout = Layout(facts)
     try:
         reader, writer = await connection.open_unix(layout.socket)
     except ConnectionFailed:
-        await _start(connection, layout, facts.python)
-        reader, writer = await connection.open_unix(layout.socket)
+        return None
+    return Forkserver(reader, writer, layout.socket, on_event)
+
+
+async def connect(connection: Connection, facts: Facts, on_event: Callable[[GuestEvent], None]) -> Forkserver:
+    """Connect to the guest's forkserver, and start it when it does not run.
+
+    :param on_event: as for :func:`find`.
+    :raises GuestError: when it cannot be started.
+    """
+    if found := await find(connection, facts, on_event):
+        return found
+    layout = Layout(facts)
+    await _start(connection, layout, facts)
+    reader, writer = await connection.open_unix(layout.socket)
     return Forkserver(reader, writer, layout.socket, on_event)

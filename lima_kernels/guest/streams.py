@@ -214,7 +214,8 @@ class Stream(asyncio.Protocol):
             return
         try:
             for payload in self._state.take(data):
-                if self._client is not None:
+                # One that has hung up in the middle of much is told of a moment later.
+                if self._client is not None and not self._client.is_closing():
                     self._client.write(payload)
         except ProtocolError:
             self.close()

@@ -77,6 +77,11 @@ def check_name(name: str, what: str = "Lima instance") -> None:
         )
 
 
+def is_there(name: str) -> bool:
+    """Tell whether Lima has an instance of a name, be it broken; asks no process."""
+    return (paths.lima_home() / name / _CONFIG).exists()
+
+
 def make_accessible(instance_dir: Path) -> None:
     """Let this user into the directories of a clone, the one of its sockets for example: Lima makes them without mode.
 

@@ -42,6 +42,7 @@ class User(msgspec.Struct, frozen=True):
 
     name: str = ""
     home: str = ""
+    uid: int | None = None
 
 
 class Provision(msgspec.Struct, frozen=True):

@@ -34,6 +34,7 @@ class OwnerMark(msgspec.Struct, frozen=True):
     ``environment`` and ``image`` are digests of what it was made from, ``source`` says what kind of image that was;
     ``provisioned`` is what the guest leaves when it is ready for kernels, and ``directories`` are those that it shows
     for notebooks, and not because its environment lists them; None when an earlier version of ours wrote it.
+    ``image_sha256`` is that of the disk which the instance was made from, empty when it is not known.
     """
 
     version: int
@@ -42,16 +43,30 @@ class OwnerMark(msgspec.Struct, frozen=True):
     source: Source
     provisioned: str
     directories: tuple[str, ...] | None = None
+    image_sha256: str = ""
 
 
 MARK_VERSION = 1
 
 
 class GuestFile(NamedTuple):
-    """A file that Lima writes in the guest at every boot."""
+    """A file that Lima writes in the guest at every boot; content and path are templates of Lima's."""
 
     path: str
     content: str
+    permissions: str = ""
+    owner: str = ""
+
+    @property
+    def entry(self) -> dict[str, str]:
+        """It as a provision entry of a lima.yaml; what is not said is left to Lima."""
+        said = {"path": self.path, "content": self.content, "permissions": self.permissions, "owner": self.owner}
+        return {"mode": "data", **{key: value for key, value in said.items() if value or key == "content"}}
+
+
+def literal(text: str) -> str:
+    """Return what Lima's templates make a text of: there ``{{`` would begin an action."""
+    return text.replace("{{", '{{"{{"}}')
 
 
 class Config(NamedTuple):
@@ -67,6 +82,9 @@ class Config(NamedTuple):
     disk: str | None = None
     mount_type: str | None = None
     mount_inotify: bool | None = None
+    arch: str | None = None
+    legacy_bios: bool = False
+    port_forwards: Sequence[dict[str, Any]] = ()
 
 
 def render(config: Config, base: str = "") -> str:
@@ -85,12 +103,17 @@ def render(config: Config, base: str = "") -> str:
         "disk": config.disk,
         "mountType": config.mount_type,
         "mountInotify": config.mount_inotify,
+        "arch": config.arch,
     }
     document.update({key: value for key, value in said.items() if value is not None})
+    if config.legacy_bios:
+        document["firmware"] = {"legacyBIOS": True}
     document.setdefault("containerd", {"system": False, "user": False})
     document["ssh"] = {**(document.get("ssh") or {}), "loadDotSSHPubKeys": False, "forwardAgent": False}
-    document["portForwards"] = [*(document.get("portForwards") or []), *_ignored_ports()]
-    files = [{"mode": "data", "path": file.path, "content": file.content} for file in config.files]
+    # Lima takes the first that fits.
+    forwards = [*config.port_forwards, *(document.get("portForwards") or [])]
+    document["portForwards"] = [*forwards, *_ignored_ports()]
+    files = [file.entry for file in config.files]
     document["provision"] = [*(document.get("provision") or []), *files, *config.provision]
     if config.ca_certificates:
         document["caCerts"] = {"certs": list(config.ca_certificates)}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import psutil
 
 from ..lima import accelerator, process
 from ..lima.limactl import Limactl
@@ -19,6 +20,18 @@ from .plan import UNITS, Setting, Size
 
 VERSION = 1
 _TIMEOUT = 20.0
+
+
+class Host(NamedTuple):
+    """This host, as far as figures depend on it; memory in bytes."""
+
+    cpu: str
+    cores: int
+    memory: int
+    system: str
+    accelerator: str
+    lima: str
+    qemu: str
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -82,20 +95,34 @@ async def _said(*argv: str) -> str:
     return next(iter(done.stdout.splitlines()), "").strip()
 
 
-async def examine(limactl: Limactl, instance: Instance, guest: Guest, *, caches_emptied: bool) -> Machine:
-    """Find out what the figures depend on."""
+async def examine_host(limactl: Limactl) -> Host:
+    """Find out what figures depend on, without a VM; no name of anybody is in it."""
     if sys.platform == "darwin":
         cpu, qemu = await _said("sysctl", "-n", "machdep.cpu.brand_string"), ""
     else:
         cpu = _first_word_of(Path("/proc/cpuinfo"), "model name")
         qemu = await _said(f"qemu-system-{platform.machine()}", "--version")
-    kernel = await guest.connection.run("uname -r", timeout=_TIMEOUT)
-    return Machine(
+    return Host(
         cpu=cpu or platform.machine(),
+        cores=psutil.cpu_count() or 0,
+        memory=psutil.virtual_memory().total,
         system=f"{platform.system()} {platform.release()}",
         accelerator=accelerator.detect().accelerator.value,
         lima=".".join(map(str, await limactl.version())),
         qemu=qemu,
+    )
+
+
+async def examine(limactl: Limactl, instance: Instance, guest: Guest, *, caches_emptied: bool) -> Machine:
+    """Find out what the figures depend on."""
+    host = await examine_host(limactl)
+    kernel = await guest.connection.run("uname -r", timeout=_TIMEOUT)
+    return Machine(
+        cpu=host.cpu,
+        system=host.system,
+        accelerator=host.accelerator,
+        lima=host.lima,
+        qemu=host.qemu,
         guest_kernel=kernel.stdout.strip(),
         guest_cpus=instance.cpus,
         guest_memory=instance.memory,

@@ -18,10 +18,9 @@ from .base import EVENT_SCHEMA, Route, answers
 
 
 class Template(msgspec.Struct, frozen=True):
-    """One of Lima's templates; ``description`` is empty where Lima has none."""
+    """One of Lima's templates; Lima itself has no words for what it is."""
 
     name: str
-    description: str = ""
 
 
 class Environment(msgspec.Struct, frozen=True, rename="camel"):

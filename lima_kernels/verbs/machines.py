@@ -22,7 +22,7 @@ from ..errors import (
 from ..instances import BOOT_TIMEOUT, REACH, owner_mark, present
 from ..lima import boot, ending, hostagent, sizes
 from ..lima import logs as lima_logs
-from ..lima.limactl import Limactl, check_name, make_accessible
+from ..lima.limactl import Limactl, check_name, is_there, make_accessible
 from ..lima.logs import LogEntry, LogSource
 from ..lima.models import Instance, Status
 from ..lima.template import Hardware, with_hardware
@@ -105,7 +105,7 @@ async def _discard(limactl: Limactl, name: str, config: str, files: Collection[s
             return
         make_accessible(directory)
         # Without that file Lima leaves it alone: somebody might just be making it.
-        if (directory / _CONFIG).exists():
+        if is_there(name):
             await limactl.delete(name)
         else:
             await asyncio.to_thread(shutil.rmtree, directory)

@@ -146,7 +146,10 @@ class Machine:
         return None
 
     def _expected(self) -> float | None:
-        return history.expected(self.name, history.Kind.BOOT) if paths.has_instance_state(self.name) else None
+        if not paths.has_instance_state(self.name):
+            return None
+        mark = owner_mark(self.instance) if self.instance is not None else None
+        return history.expected(self.name, history.Kind.BOOT, mark.environment if mark else "")
 
     def has_lost_a_process(self) -> bool:
         """Tell whether a process has ended that was there when limactl was asked."""

@@ -9,7 +9,7 @@ from .pending import Message
 
 # The states of a VM that ends or has, and the verbs that end it.
 _ENDS = ("stopping", "stopped", "gone")
-_ENDINGS = ("stop", "restart", "delete")
+ENDINGS = ("stop", "restart", "delete")
 
 
 def is_running(job: Mapping[str, Any]) -> bool:
@@ -51,7 +51,7 @@ class News:
         """Tell whether a VM stops, or has: whoever lives in it has no future."""
         jobs = (job for job in self.jobs.values() if job["vm"] == vm and is_running(job))
         # The job is told of before the VM does anything, and while the guest can still be told.
-        return any(job["verb"] in _ENDINGS for job in jobs) or self.vms.get(vm, {}).get("state") in _ENDS
+        return any(job["verb"] in ENDINGS for job in jobs) or self.vms.get(vm, {}).get("state") in _ENDS
 
     def snapshot(self) -> Message:
         """Return what tells somebody all of it."""

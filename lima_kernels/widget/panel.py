@@ -20,7 +20,7 @@ from ..magics.backend import LimaError
 from ..magics.results import Note
 from .asked import Asked, Waiting
 from .feeds import Feeds, Member
-from .news import News
+from .news import ENDINGS, News
 from .pending import Message, Pending
 
 try:
@@ -87,7 +87,8 @@ class Panel(anywidget.AnyWidget):
         self._pending = Pending()
         self._news = News()
         self._asked = Asked(self._cancel)
-        self._clicks: set[str] = set()
+        # The VM and the verb of what was clicked, until the host has answered.
+        self._clicks: dict[str, tuple[str, str]] = {}
         self._has_changed = False
         # Before there is anything in a notebook: it may not be had.
         self._member = self.feeds.join(name, self._tell)
@@ -171,7 +172,7 @@ class Panel(anywidget.AnyWidget):
 
     def _answered(self, message: Message) -> None:
         if not self._asked.answered(message) and message["ref"] in self._clicks:
-            self._clicks.discard(message["ref"])
+            del self._clicks[message["ref"]]
             if message["type"] == "refused":
                 self._refuse(message["message"], message["hint"])
 
@@ -203,7 +204,9 @@ class Panel(anywidget.AnyWidget):
 
     def _notice(self) -> str:
         lost, own = self._news.lost, self.feeds.source.own
-        if own and self._news.is_ending(own):
+        # What was clicked is said before the host is asked: it may be as quick as that.
+        is_asked_for = any(vm == own and verb in ENDINGS for vm, verb in self._clicks.values())
+        if own and (is_asked_for or self._news.is_ending(own)):
             return f"The VM {own} stops, and with it the kernel of this panel."
         return f"{lost['message']} {lost['hint']}".rstrip() if lost is not None else ""
 
@@ -228,7 +231,8 @@ class Panel(anywidget.AnyWidget):
         match said:
             case {"type": "act", "vm": str(vm), "verb": str(verb), "arguments": dict(arguments)}:
                 ref = secrets.token_hex(8)
-                self._clicks.add(ref)
+                self._clicks[ref] = vm, verb
+                self._show()
                 # Before a person's click on what ends something, the front end has asked.
                 self._say_act(ref, vm, verb, arguments, yes=True)
             case {"type": "cancel", "job": str(job)}:

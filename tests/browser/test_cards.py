@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from .lab import AXE, LIMIT, PICTURES, ROOT
 
-CARDS = ROOT / "build" / "cards" / "page.html"
 FAULTS = """async () => (await axe.run(document)).violations.flatMap(
     fault => fault.nodes.map(node => `${fault.id}: ${node.html}`))"""
 # What sticks out of a card, but not what scrolls in it.
@@ -17,21 +18,25 @@ WIDE = """() => [...document.querySelectorAll('.lk-card')].filter(card => card.s
     .map(card => card.querySelector('.lk-name').textContent)"""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def demo() -> None:
-    subprocess.run(["npm", "--prefix", str(ROOT / "widgets"), "run", "--silent", "demo"], check=True, timeout=LIMIT)
+@pytest.fixture(scope="module")
+def cards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of all cards; each process of a run makes its own."""
+    made = tmp_path_factory.mktemp("cards")
+    argv = ["npm", "--prefix", str(ROOT / "widgets"), "run", "--silent", "demo"]
+    subprocess.run(argv, env={**os.environ, "DEMO": str(made)}, check=True, timeout=LIMIT)
+    return made / "page.html"
 
 
-def opened(page: Page, query: str) -> Page:
-    page.goto(f"{CARDS.as_uri()}?{query}")
+def opened(page: Page, cards: Path, query: str) -> Page:
+    page.goto(f"{cards.as_uri()}?{query}")
     expect(page.locator(".lk-card")).to_have_count(7)
     return page
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [240, 640])
-def test_cards_are_in_order_in_each_theme_and_width(page: Page, theme: str, width: int) -> None:
-    opened(page, f"theme={theme}&width={width}&open=1")
+def test_cards_are_in_order_in_each_theme_and_width(page: Page, cards: Path, theme: str, width: int) -> None:
+    opened(page, cards, f"theme={theme}&width={width}&open=1")
     page.add_script_tag(path=AXE)
     PICTURES.mkdir(parents=True, exist_ok=True)
     page.locator("main").screenshot(path=PICTURES / f"cards-{theme}-{width}.png")
@@ -39,8 +44,8 @@ def test_cards_are_in_order_in_each_theme_and_width(page: Page, theme: str, widt
     assert page.evaluate(FAULTS) == []
 
 
-def test_a_card_is_worked_by_keys_alone(page: Page) -> None:
-    opened(page, "")
+def test_a_card_is_worked_by_keys_alone(page: Page, cards: Path) -> None:
+    opened(page, cards, "")
     stop = page.get_by_role("button", name="Stop analysis")
     stop.focus()
     page.keyboard.press("Enter")

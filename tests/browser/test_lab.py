@@ -8,7 +8,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from tests.unit.conftest import Machine
 from tests.unit.test_kernel import until
 
-from .lab import LIMIT, Lab, card, paged, picture, serious_faults, show_vms, toast
+from .lab import LIMIT, LOST_KERNEL, Lab, card, paged, picture, serious_faults, show_vms, toast
 
 TEMPLATE = "images:\n- location: x\ncpus: 2\nmemory: 4GiB\n"
 SLOW = LIMIT * 1000
@@ -107,6 +107,34 @@ def test_a_reload_in_mid_boot_keeps_the_progress_and_cancel_cancels(lab: Lab, ma
     press(shown, "Cancel")
     expect(toast(page, "lima-kernels: cancelled.")).to_be_visible(timeout=SLOW)
     assert lab.get("jobs")[1]["jobs"][0]["state"] == "cancelled"
+
+
+def test_a_kernel_whose_vm_was_stopped_is_no_more_and_restart_boots_it(
+    lab: Lab, machine: Machine, browser: Browser
+) -> None:
+    machine.tell(delay={"start": 3})
+    with paged(browser, known=LOST_KERNEL) as page:
+        lab.open(page)
+        show_vms(page)
+        begin_notebook(page)
+        expect(toast(page, "The VM lima-kernels is ready for its kernel.")).to_be_visible(timeout=SLOW)
+        kernel = page.locator(".jp-Notebook-ExecutionIndicator")
+        expect(kernel).to_have_attribute("data-status", "idle", timeout=SLOW)
+        # The question before a stop names the kernels that it ends.
+        expect(card(page, "lima-kernels")).to_contain_text("Untitled.ipynb", timeout=SLOW)
+        press(card(page, "lima-kernels"), "Stop lima-kernels")
+        press(page.locator(".jp-Dialog"), "Stop")
+        # JupyterLab says that the kernel died; the server tries to have another one, and gives up.
+        press(page.locator(".jp-Dialog"), "Ok")
+        expect(page.locator(".jp-Toolbar-kernelName")).to_have_text("No Kernel", timeout=SLOW)
+        assert lab.log.read_text().count("is not started again by itself") == 1
+        assert len(machine.calls("start")) == 1
+        page.locator(".jp-Toolbar [data-command='notebook:restart-kernel']").click()
+        expect(card(page, "lima-kernels")).to_contain_text("Running", timeout=SLOW)
+        expect(kernel).to_have_attribute("data-status", "idle", timeout=SLOW)
+        run_cell(page, "print(6 * 7, 'again')")
+        expect(page.locator(".jp-OutputArea-output")).to_contain_text("42 again", timeout=SLOW)
+        assert len(machine.calls("start")) == 2
 
 
 def test_the_dialog_checks_what_is_typed_and_makes_a_vm(lab: Lab, machine: Machine, page: Page) -> None:

@@ -49,7 +49,7 @@ variables=(HOME="$home" USER="$account" LOGNAME="$account" SHELL=/bin/bash
   PATH="${go:+$(dirname "$go"):}${node:+$(dirname "$node"):}/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
 while IFS= read -r name; do
   case $name in
-    CI | LANG | LC_* | TERM | TZ | PIP_* | UV_* | NPM_CONFIG_* | npm_config_* | SSL_CERT_* | REQUESTS_CA_BUNDLE | \
+    CI | ONLY | LANG | LC_* | TERM | TZ | PIP_* | UV_* | NPM_CONFIG_* | npm_config_* | SSL_CERT_* | REQUESTS_CA_BUNDLE | \
       CURL_CA_BUNDLE | NODE_EXTRA_CA_CERTS | *_proxy | *_PROXY) variables+=("$name=${!name}") ;;
   esac
 done < <(compgen -e)

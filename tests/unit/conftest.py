@@ -20,6 +20,7 @@ from lima_kernels import paths, runtime
 from lima_kernels.environment import image
 from lima_kernels.kernelspec import make_request, write
 from tests.fake_guest import FakeGuest
+from tests.locked_guest import Workshop, prepared
 
 FAKE_LIMACTL = Path(__file__).parents[1] / "fake_limactl.py"
 
@@ -41,7 +42,10 @@ class Machine:
         """Say how the fake limactl behaves from now on, beside what it was told before."""
         file = self.lima_home / "_fake.json"
         before = json.loads(file.read_text()) if file.exists() else {}
-        file.write_text(json.dumps({**before, **behaviour}))
+        # In one step: a limactl that runs at this moment reads it too.
+        new = file.with_suffix(".new")
+        new.write_text(json.dumps({**before, **behaviour}))
+        new.replace(file)
 
     def calls(self, verb: str) -> list[list[str]]:
         """Return the calls of one verb that limactl got."""
@@ -85,7 +89,7 @@ def image_files(machine: Machine) -> Path:
     directory = paths.images_directory() / image.DEFAULT_IMAGE
     directory.mkdir(parents=True)
     manifest = image.Manifest(
-        version=1,
+        version=image.MANIFEST_VERSION,
         recipe=image.recipe_digest(),
         arch="x86_64",
         disk="disk.qcow2",
@@ -105,6 +109,8 @@ def guest(machine: Machine, image_files: Path, monkeypatch: pytest.MonkeyPatch) 
     key = asyncssh.generate_private_key("ssh-ed25519")
     identity = machine.lima_home / "_config" / "user"
     key.write_private_key(str(identity))
+    # As Lima has it: OpenSSH takes no other.
+    identity.chmod(0o600)
     key.write_public_key(f"{identity}.pub")
     key.write_public_key(str(machine.root / "authorized_keys"))
     state = machine.root / "state"
@@ -137,6 +143,13 @@ def _end_the_guest(machine: Machine) -> None:
         with contextlib.suppress(psutil.Error):
             if any(str(machine.guest_home) in part for part in process.cmdline()):
                 process.kill()
+
+
+@pytest.fixture
+def workshop(machine: Machine, guest: FakeGuest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
+    """Where the guest has its locked environments, and what they are made from."""
+    with prepared(machine.root, machine.root / "guest-bin", monkeypatch) as made:
+        yield made
 
 
 @pytest.fixture

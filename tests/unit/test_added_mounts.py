@@ -23,6 +23,7 @@ from lima_kernels.cli.main import main
 from lima_kernels.errors import LimaKernelsError
 from tests.child import CONSTANTS, ROOT, child
 from tests.fake_guest import FakeGuest
+from tests.own_directories import mount_servers
 
 from .conftest import Machine
 from .test_kernel import lives, started, until
@@ -52,17 +53,7 @@ class Added:
             return sock.recv(65536).decode()
 
     def servers(self) -> list[psutil.Process]:
-        """Return the processes that serve directories: the one for the VM, and those for each directory."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                words = process.cmdline()
-                mine = process.environ().get("LIMA_HOME") == str(self.machine.lima_home)
-            except psutil.Error:
-                continue
-            if mine and any("mount_server" in word for word in words):
-                found.append(process)
-        return found
+        return mount_servers(self.machine.lima_home)
 
     def is_mounted(self) -> bool:
         return any(lives(int(file.read_text())) for file in self.place.glob("*.pid"))

@@ -226,6 +226,14 @@ def test_a_directory_that_the_guest_did_not_mount(machine: Machine, guest: FakeG
     assert refused(machine, MountError).startswith(f"The guest did not mount {machine.notebooks}.")
 
 
+def test_a_directory_whose_mount_failed_at_boot_is_mounted_once_more(machine: Machine, guest: FakeGuest) -> None:
+    is_mounted = machine.root / "mounted"
+    (machine.root / "guest-bin" / "mountpoint").write_text(f"#!/bin/sh\n[ -e '{is_mounted}' ]\n")
+    (machine.root / "guest-bin" / "sudo").write_text(f"#!/bin/sh\nprintf '%s\\n' \"$*\" >'{is_mounted}'\n")
+    start(machine).shutdown_kernel(now=True)
+    assert is_mounted.read_text() == f"-n mount -- {machine.notebooks}\n"
+
+
 @pytest.mark.parametrize(
     ("path", "words"),
     [("/nonexistent", "it does not exist."), ("/etc", "at the same path it would hide the guest's own.")],

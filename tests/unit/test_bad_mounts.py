@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class Bench:
         assert [self.machine.calls(verb) for verb in ("create", "start")] == calls
         sockets = self.machine.root / "run" / "lima"
         assert not sockets.exists() or not list(sockets.iterdir())
-        return line.removeprefix(f"{self.file}: ")
+        return re.sub(rf"^{re.escape(str(self.file))}(, line \d+)?: ", "", line)
 
     def config(self) -> dict[str, Any] | None:
         file = self.machine.lima_home / "lima-kernels" / "lima.yaml"

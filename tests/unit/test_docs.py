@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+from msgspec.structs import fields
 
 from lima_kernels.cli.main import make_parser
 from lima_kernels.control import OWN
+from lima_kernels.environment.schema import schema
+from lima_kernels.environment.spec import parse
 from lima_kernels.magics.arguments import CELL, VERBS
 from lima_kernels.provisioner import LimaProvisioner
 
@@ -90,3 +94,23 @@ def test_what_a_guests_kernel_may_ask_for_is_in_the_page() -> None:
     page = (ROOT / "docs" / "magics.md").read_text(encoding="utf-8")
     allowed = page.partition("With `control` at `own-vm`")[2].partition("With `all`")[0]
     assert set(re.findall(r"`([a-z-]+)`", allowed)) == set(OWN)
+
+
+def keys_of_an_environment_file() -> Iterator[str]:
+    made = schema()
+    for part in (made, *made["$defs"].values()):
+        yield from part.get("properties", {})
+
+
+@pytest.mark.parametrize("key", sorted(set(keys_of_an_environment_file())))
+def test_every_key_of_an_environment_file_is_in_its_page(key: str) -> None:
+    page = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
+    assert re.search(rf"`(\w+(\[\])?\.)*{key}`", page)
+
+
+def test_the_environment_file_of_the_page_can_be_obeyed(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
+    example = page.partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "requirements.txt").write_text("scipy\n")
+    environment = parse(example, source="docs/environments.md", base=tmp_path)
+    assert {field.encode_name for field in fields(environment)} - set(yaml.safe_load(example)) == {"mountInotify"}

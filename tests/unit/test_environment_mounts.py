@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def refusal(text: str) -> str:
         parsed(text)
     line = str(caught.value)
     assert "\n" not in line
-    return line.removeprefix("env.yaml: ")
+    return re.sub(r"^env\.yaml(, line \d+)?: ", "", line)
 
 
 def test_every_option_of_lima_is_read() -> None:

@@ -23,12 +23,14 @@ from filelock import FileLock
 from jupyter_client import AsyncKernelManager, KernelManager
 
 from lima_kernels import paths
+from lima_kernels.cli.main import main
 from lima_kernels.errors import HostKeyChanged, LimaKernelsError
 from lima_kernels.progress import Phase, Step
 from lima_kernels.runtime import runtime
 from tests.child import Child, child, in_child
 from tests.client import Notebook
 from tests.fake_guest import FakeGuest
+from tests.locked_guest import Workshop
 
 from .conftest import Machine
 from .test_bad_input import start
@@ -177,9 +179,12 @@ def another_stops_it(machine: Machine, environment: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("phase", Phase, ids=lambda phase: phase.name)
-async def test_a_launch_that_is_cancelled_leaves_nothing(machine: Machine, phase: Phase) -> None:
-    environment = machine.root / "env.yaml"
+async def test_a_launch_that_is_cancelled_leaves_nothing(machine: Machine, workshop: Workshop, phase: Phase) -> None:
+    environment = machine.notebooks / "env.yaml"
     environment.write_text("provision:\n- script: '#!/bin/sh'\n")
+    if phase is Phase.ENVIRONMENT:
+        # What has a lock is made in the guest before its kernel is.
+        assert await asyncio.to_thread(main, ["env", "lock", str(environment), "--instance", VM]) == 0
     manager = AsyncKernelManager(kernel_name="lima")
     assert manager.kernel_spec is not None
     manager.kernel_spec.metadata["kernel_provisioner"]["config"]["environment"] = str(environment)

@@ -126,6 +126,7 @@ class Place:
         self.machine = machine
         self.root = machine.guest_home / "fs"
         self.socket = self.root / "socket"
+        self.environments = machine.guest_home / "environments"
         self.errors = machine.root / "forkserver.err"
         self.env = {**os.environ, "HOME": str(machine.guest_home)}
         self.process: subprocess.Popen[bytes] | None = None
@@ -142,12 +143,12 @@ class Place:
             program = self.machine.root / "launch.py"
             program.write_text(
                 f"import os, sys, time\nsys.path.insert(0, {str(PACKAGE.parent)!r})\n"
-                "from forkserver import deaths, idle, kernels, main, server\n"
+                "from forkserver import deaths, idle, kernels, main, server, zygotes\n"
                 f"del sys.path[0]\n{launcher}\nsys.exit(main.main())\n"
             )
         with self.errors.open("ab") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, str(program), "--root", str(self.root), "--socket", str(self.socket)],
+                [sys.executable, str(program), *self.options],
                 env=self.env,
                 cwd=self.machine.guest_home,
                 stderr=errors,
@@ -165,6 +166,11 @@ class Place:
 
         until(listens, LIMIT)
         return made[0]
+
+    @property
+    def options(self) -> list[str]:
+        where = {"--root": self.root, "--socket": self.socket, "--environments": self.environments}
+        return [str(word) for option in where.items() for word in option]
 
     def talk(self) -> Talk:
         self._talks.append(Talk(self.socket))
@@ -605,7 +611,7 @@ def test_a_note_is_shown_by_a_kernel_that_was_taken_over(place: Place) -> None:
 def test_only_one_forkserver_serves_a_directory(place: Place) -> None:
     talk = place.serve()
     spawned(talk, place.birth("a"))
-    command = [sys.executable, str(PACKAGE), "--root", str(place.root), "--socket", str(place.socket)]
+    command = [sys.executable, str(PACKAGE), *place.options]
     assert subprocess.run(command, env=place.env, timeout=LIMIT, check=False).returncode == 0
     assert list(talk.kernels()) == ["a"]
     assert list(place.talk().kernels()) == ["a"]

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -154,6 +155,22 @@ idle.has_terminals = has_terminals"""
     until(lambda: power.asked() == [POWER_OFF])
 
 
+def test_what_was_said_in_another_boot_counts_no_longer(place: Place, power: Power) -> None:  # noqa: F811
+    place.serve(NOBODY).ask("settings", idle_timeout=60.0)
+    place.kill()
+    file = place.root / "settings.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps({**said, "idle_timeout": 0.05}))
+    place.serve(NOBODY)
+    until(lambda: power.asked() == [POWER_OFF])
+    place.kill()
+    file.write_text(json.dumps({"idle_timeout": 0.05, "boot": "another"}))
+    talk = place.serve(NOBODY)
+    time.sleep(0.3)
+    assert talk.kernels() == {}
+    assert power.asked() == [POWER_OFF]
+
+
 @pytest.mark.parametrize("never", [0, -5])
 def test_zero_means_never(place: Place, power: Power, never: int) -> None:  # noqa: F811
     talk = place.serve(NOBODY)
@@ -223,7 +240,7 @@ def test_a_kernel_specs_idle_timeout_reaches_the_guest(machine: Machine, guest_p
     with started(machine, idle_timeout=0.2) as notebook:
         assert notebook.run("print(1)") == "1"
         settings = list((machine.guest_home / ".lima-kernels").glob("*/settings.json"))
-        assert [json.loads(file.read_text()) for file in settings] == [{"idle_timeout": 0.2}]
+        assert [json.loads(file.read_text())["idle_timeout"] for file in settings] == [0.2]
         notebook.manager.restart_kernel()
         notebook.client.wait_for_ready(timeout=60)
         assert poweroffs(guest_power) == []

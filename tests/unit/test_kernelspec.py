@@ -11,9 +11,12 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.provisioning import KernelProvisionerFactory
 
 from lima_kernels import kernelspec
+from lima_kernels.environment import lock as locks
+from lima_kernels.environment.spec import load
 from lima_kernels.errors import ConfigurationError, HostError
 from lima_kernels.guest.kernels import GuestSpec
 from lima_kernels.kernelspec import Installed, Request, for_guest_kernel, make_request
+from tests.unit.test_lock import LOCK
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +77,7 @@ def test_an_environment_file_that_cannot_be_obeyed_is_refused_at_once(tmp_path: 
     file.write_text("cpus: many\n")
     with pytest.raises(ConfigurationError) as caught:
         requested(environment=file)
-    assert str(caught.value) == f"{file}: expected int, got str at cpus."
+    assert str(caught.value) == f"{file}, line 1: expected int, got str at cpus."
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "../a", "ä", "lima\n"])
@@ -254,3 +257,55 @@ def test_a_linked_spec_is_removed_and_not_what_it_links_to(data: Path, tmp_path:
     kernelspec.remove("lima")
     assert not link.is_symlink()
     assert (real / "kernel.json").is_file()
+
+
+# The VM of a locked environment
+
+
+def environment(directory: Path, text: str = "", *, is_locked: bool = True) -> Path:
+    """Lay an environment file into a directory, with a lock that answers to it."""
+    directory.mkdir()
+    file = directory / "lima-env.yaml"
+    file.write_text(text)
+    if is_locked:
+        inputs = locks.inputs_digest(load(file))
+        locks.write(file.with_suffix(".lock"), locks.msgspec.structs.replace(LOCK, inputs=inputs))
+    return file
+
+
+def instance_of(file: Path) -> str:
+    return kernelspec.instance_for(file, load(file))
+
+
+def test_an_environment_that_wants_nothing_of_its_machine_shares_the_default_one(tmp_path: Path) -> None:
+    assert instance_of(environment(tmp_path / "paper", "python: [numpy]\nenv: {A: b}")) == "lima-kernels"
+
+
+def test_an_environment_with_a_machine_of_its_own_is_named_after_it(tmp_path: Path) -> None:
+    assert instance_of(environment(tmp_path / "My Paper", "cpus: 2")) == "lima-kernels-my-paper"
+    assert instance_of(environment(tmp_path / "other", "name: thesis\napt: [git]")) == "lima-kernels-thesis"
+
+
+def test_its_own_kernel_spec_says_where_it_is(tmp_path: Path) -> None:
+    file = environment(tmp_path / "paper")
+    write(requested("one", environment=file, instance="mine"))
+    assert instance_of(file) == "mine"
+    assert instance_of(environment(tmp_path / "other")) == "lima-kernels"
+
+
+def test_environments_that_differ_in_python_share_a_vm(tmp_path: Path) -> None:
+    write(requested("one", environment=environment(tmp_path / "one", "cpus: 2\napt: [git, less]\npython: [numpy]")))
+    assert instance_of(environment(tmp_path / "two", "cpus: 2\napt: [less, git]\nname: b")) == "lima-kernels-one"
+    assert instance_of(environment(tmp_path / "three", "cpus: 2\napt: [git]")) == "lima-kernels-three"
+    assert instance_of(environment(tmp_path / "four", "cpus: 3\napt: [git, less]")) == "lima-kernels-four"
+
+
+def test_a_vm_is_not_shared_with_what_has_no_lock_is_broken_or_is_others(tmp_path: Path) -> None:
+    write(requested("one", environment=environment(tmp_path / "one", "cpus: 2", is_locked=False)))
+    broken = environment(tmp_path / "two", "cpus: 2")
+    write(requested("two", environment=broken, instance="two"))
+    broken.write_text("cpus: many")
+    others = environment(tmp_path / "three", "cpus: 2")
+    write(requested("three", environment=others, instance="theirs", attach=True))
+    assert instance_of(environment(tmp_path / "four", "cpus: 2")) == "lima-kernels-four"
+    assert instance_of(others) == "theirs"

@@ -30,8 +30,10 @@ LAYERS = (
     "guest",
     "leases",
     "instances",
+    "arrival",
     "starting",
     "vm",
+    "reproduce",
     "added_mounts",
     "mount_benchmark",
     "settings",
@@ -41,6 +43,7 @@ LAYERS = (
     "mount_server",
     "kernelspec",
     "wishes",
+    "places",
     "doctor",
     "verbs",
     "watch",
@@ -129,7 +132,9 @@ def test_only_one_module_knows_asyncssh() -> None:
 
 
 def test_only_the_environment_file_and_lima_yaml_are_yaml() -> None:
-    assert users("yaml") == {f"{PACKAGE}.environment.spec", f"{PACKAGE}.lima.template"}
+    # The third runs in the guest, where Lima's cidata is YAML, too.
+    here = {f"{PACKAGE}.environment.yaml_text", f"{PACKAGE}.lima.template"}
+    assert users("yaml") == {*here, f"{PACKAGE}.environment.guest_boot.cidata"}
 
 
 def test_the_forkserver_runs_in_a_guest_without_our_dependencies() -> None:

@@ -33,7 +33,7 @@ def test_a_running_instance() -> None:
     assert (instance.ssh_address, instance.ssh_local_port) == ("127.0.0.1", 34909)
     assert (instance.host_agent_pid, instance.driver_pid) == (19465, 19487)
     assert instance.errors == ()
-    assert instance.config.user == User("user", "/home/user.guest")
+    assert instance.config.user == User("user", "/home/user.guest", 1001)
     assert instance.config.mounts == (Mount("/home/user/nb", "/home/user/nb", writable=True),)
     assert [entry.path for entry in instance.config.provision] == [
         "/etc/lima-kernels/instance.json",

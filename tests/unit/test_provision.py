@@ -10,8 +10,16 @@ import msgspec
 import pytest
 
 from lima_kernels import paths
-from lima_kernels.environment.provision import BASE_REQUIREMENTS, provision_digest, provision_script
-from lima_kernels.environment.spec import DEFAULT, Environment
+from lima_kernels.environment.keys import (
+    DEFAULT,
+    Environment,
+    ProvisionMode,
+    ProvisionScript,
+    ProvisionTime,
+    PythonFiles,
+)
+from lima_kernels.environment.provision import BASE_REQUIREMENTS, own_script, provision_digest, provision_script
+from lima_kernels.errors import ConfigurationError
 
 HOSTILE = (
     "a; touch /tmp/x",
@@ -230,3 +238,95 @@ def test_the_digest_does_not_change_with_what_is_not_installed(change: dict[str,
 def test_the_script_waits_for_the_same_digest_as_the_host() -> None:
     environment = with_python("a")
     assert f"echo {provision_digest(environment, has_base=False)} >" in provision_script(environment, has_base=False)
+
+
+def test_a_guest_of_the_wanted_python_is_taken(sandbox: Sandbox) -> None:
+    sandbox.tool(sandbox.prefix / "venv" / "bin" / "python", "echo 3.11.2")
+    for version in ("3.11", "3.11.2"):
+        assert sandbox.run(Environment(python=PythonFiles(version=version))) == 0
+
+
+@pytest.mark.parametrize("version", ["3.1", "3.12", "3.11.20", "4.0"])
+def test_a_guest_of_another_python_fails_with_both(sandbox: Sandbox, version: str) -> None:
+    sandbox.tool(sandbox.prefix / "venv" / "bin" / "python", "echo 3.11.2")
+    assert sandbox.run(Environment(python=PythonFiles(version=version))) == 1
+    assert sandbox.failed.read_text() == f"the guest has Python 3.11.2, and the environment is for {version}\n"
+    assert not sandbox.provisioned.exists()
+
+
+def test_requirements_of_files_reach_pip_with_the_others(sandbox: Sandbox) -> None:
+    assert sandbox.run(Environment(python=PythonFiles(requirements=("a",), collected=HOSTILE))) == 0
+    assert sandbox.notes("pip") == ["install", "--disable-pip-version-check", "a", *HOSTILE]
+
+
+@pytest.mark.parametrize("name", ["pylock.toml", "uv.lock"])
+def test_exact_versions_are_a_locks_to_bring(name: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        provision_script(Environment(python=PythonFiles(texts={name: ""})), has_base=True)
+    assert str(caught.value) == (
+        f"The environment's {name} cannot be obeyed without a lock. Make one, beside the environment file: "
+        "lima-kernels env lock"
+    )
+
+
+def test_environments_that_an_image_brings_become_the_users(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    environments = sandbox.root / "environments"
+    environments.mkdir()
+    monkeypatch.setattr(paths, "GUEST_ENVIRONMENTS", str(environments))
+    sandbox.provisioned.write_text("image\n")
+    assert sandbox.run(DEFAULT) == 0
+    assert sandbox.notes("chown") == []
+    sandbox.tool(sandbox.bin / "stat", "echo 12345")
+    assert sandbox.run(DEFAULT) == 0
+    assert sandbox.notes("chown")[-3:] == ["-R", str(os.getuid()), str(environments)]
+
+
+class Once:
+    """A script that runs once, with what it keeps below a directory."""
+
+    def __init__(self, root: Path, mode: ProvisionMode) -> None:
+        self.root, self.mode = root, mode
+
+    def run(self, text: str) -> int:
+        made = own_script(ProvisionScript(text, self.mode, ProvisionTime.ONCE))
+        assert made["mode"] == self.mode.value
+        script = self.root / "lima-runs-this"
+        script.write_text(made["script"].replace(paths.GUEST_PREFIX, f"{self.root}/opt"))
+        env = {"PATH": os.environ["PATH"], "HOME": str(self.root / "home of one")}
+        return subprocess.run(["bash", str(script)], cwd=self.root, env=env, timeout=30, check=False).returncode
+
+    @property
+    def notes(self) -> list[str]:
+        file = self.root / "notes"
+        return file.read_text().splitlines() if file.exists() else []
+
+
+@pytest.fixture(params=ProvisionMode)
+def once(tmp_path: Path, request: pytest.FixtureRequest) -> Once:
+    return Once(tmp_path, request.param)
+
+
+def test_a_script_that_is_to_run_once_runs_once(once: Once) -> None:
+    for _boot in range(3):
+        assert once.run("echo one >>notes") == 0
+    assert once.run("echo two >>notes") == 0
+    assert once.notes == ["one", "two"]
+
+
+def test_a_script_that_failed_runs_again(once: Once) -> None:
+    assert once.run("echo try >>notes; [ -e ready ] || exit 7") == 7
+    (once.root / "ready").touch()
+    assert once.run("echo try >>notes; [ -e ready ] || exit 7") == 0
+    assert once.run("echo try >>notes; [ -e ready ] || exit 7") == 0
+    assert once.notes == ["try", "try"]
+    assert [path for path in once.root.rglob("once/*") if path.suffix] == []
+
+
+def test_a_script_keeps_its_first_line_and_its_text(once: Once) -> None:
+    text = "#!/usr/bin/env python3\nprint('$HOME `id` \\\\n {x} EOF', file=open('notes', 'a'))\n"
+    assert once.run(text) == 0
+    assert once.notes == ["$HOME `id` \\n {x} EOF"]
+
+
+def test_a_script_for_every_boot_is_as_it_was_written() -> None:
+    assert own_script(ProvisionScript("echo a")) == {"mode": "system", "script": "echo a"}

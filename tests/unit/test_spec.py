@@ -23,7 +23,10 @@ from lima_kernels.environment.spec import (
 from lima_kernels.errors import ConfigurationError
 from lima_kernels.lima.mounting import MountType
 
-KEYS = "image, cpus, memory, disk, mountType, mountInotify, mountOptions, mounts, apt, python, provision, env"
+KEYS = (
+    "name, image, arch, cpus, memory, disk, mountType, mountInotify, mountOptions, mounts, apt, python, kernels, "
+    "provision, files, ports, caCertificates, env"
+)
 
 
 def parsed(text: str, base: Path = Path("/base")) -> Environment:
@@ -105,7 +108,7 @@ def test_an_empty_file_and_null_scalars_mean_the_defaults(text: str) -> None:
 def test_a_wrong_type_is_named_with_its_path(text: str, message: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         parsed(text)
-    assert str(caught.value) == f"env.yaml: {message}"
+    assert str(caught.value) == f"env.yaml, line 1: {message}"
 
 
 @pytest.mark.parametrize(
@@ -138,7 +141,7 @@ def test_a_wrong_type_is_named_with_its_path(text: str, message: str) -> None:
 def test_an_unknown_key_is_named_with_the_nearest(text: str, message: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         parsed(text)
-    assert str(caught.value) == f"env.yaml: {message}"
+    assert str(caught.value) == f"env.yaml, line 1: {message}"
 
 
 @pytest.mark.parametrize(("text", "path"), [("1: 2", "the top"), ("env: {on: x}", "env")])
@@ -155,7 +158,7 @@ def test_a_key_that_yaml_takes_for_something_else_is_named_with_its_path(text: s
 def test_a_file_without_keys_is_refused(text: str, kind: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         parsed(text)
-    assert str(caught.value) == f"env.yaml: expected keys such as image, cpus, memory, disk, got {kind}."
+    assert str(caught.value) == f"env.yaml: expected keys such as name, image, arch, cpus, got {kind}."
 
 
 @pytest.mark.parametrize(
@@ -197,14 +200,14 @@ def test_other_sizes_are_refused(key: str, size: str) -> None:
     escaped = size.replace("\n", "\\n")
     with pytest.raises(ConfigurationError) as caught:
         parsed(f'{key}: "{escaped}"')
-    assert str(caught.value) == f"env.yaml: expected a size such as 4GiB, got {size!r} at {key}."
+    assert str(caught.value) == f"env.yaml, line 1: expected a size such as 4GiB, got {size!r} at {key}."
 
 
 @pytest.mark.parametrize("cpus", [0, -1])
 def test_a_vm_has_at_least_one_cpu(cpus: int) -> None:
     with pytest.raises(ConfigurationError) as caught:
         parsed(f"cpus: {cpus}")
-    assert str(caught.value) == f"env.yaml: cpus must be at least 1, got {cpus} at cpus."
+    assert str(caught.value) == f"env.yaml, line 1: cpus must be at least 1, got {cpus} at cpus."
 
 
 @pytest.mark.parametrize("name", ["a b", "-y", "--allow-unauthenticated", "x;reboot", "Git", "", "$(id)", "git\n"])
@@ -212,7 +215,7 @@ def test_apt_takes_the_names_of_packages_only(name: str) -> None:
     escaped = name.replace("\n", "\\n")
     with pytest.raises(ConfigurationError) as caught:
         parsed(f'apt: [git, "{escaped}"]')
-    assert str(caught.value) == f"env.yaml: {name!r} is not the name of a Debian package at apt[1]."
+    assert str(caught.value) == f"env.yaml, line 1: {name!r} is not the name of a Debian package at apt[1]."
 
 
 @pytest.mark.parametrize("requirement", ["-r other.txt", "--index-url=http://x", "  -e .", "", " ", "a\nb"])
@@ -220,7 +223,7 @@ def test_python_takes_no_options_of_pip(requirement: str) -> None:
     escaped = requirement.replace("\n", "\\n")
     with pytest.raises(ConfigurationError) as caught:
         parsed(f'python: ["{escaped}"]')
-    assert str(caught.value) == f"env.yaml: {requirement!r} is not a Python requirement at python[0]."
+    assert str(caught.value) == f"env.yaml, line 1: {requirement!r} is not a Python requirement at python[0]."
 
 
 @pytest.mark.parametrize("name", ["1A", "A-B", "A B", "", "A=B", "A\n"])
@@ -228,7 +231,7 @@ def test_the_name_of_a_variable_is_checked(name: str) -> None:
     escaped = name.replace("\n", "\\n")
     with pytest.raises(ConfigurationError) as caught:
         parsed(f'env: {{"{escaped}": x}}')
-    assert str(caught.value) == f"env.yaml: {name!r} is not the name of an environment variable at env."
+    assert str(caught.value) == f"env.yaml, line 1: {name!r} is not the name of an environment variable at env."
 
 
 def test_relative_paths_start_from_the_file(tmp_path: Path) -> None:
@@ -309,14 +312,14 @@ def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch, te
     monkeypatch.setenv("EMPTY", "")
     with pytest.raises(ConfigurationError) as caught:
         parsed(text)
-    assert str(caught.value) == f"env.yaml: {message} is not set, or empty."
+    assert str(caught.value) == f"env.yaml, line 1: {message} is not set, or empty."
 
 
 def test_a_user_who_is_unknown_is_named() -> None:
     with pytest.raises(ConfigurationError) as caught:
         parsed("mounts: [{location: ~no-such-user/a}]")
     assert str(caught.value) == (
-        "env.yaml: there is no user 'no-such-user', whom '~no-such-user/a' at mounts[0].location names."
+        "env.yaml, line 1: there is no user 'no-such-user', whom '~no-such-user/a' at mounts[0].location names."
     )
 
 
@@ -374,4 +377,4 @@ def test_an_error_in_a_file_begins_with_its_path(tmp_path: Path) -> None:
     file.write_text("cpus: many\n")
     with pytest.raises(ConfigurationError) as caught:
         load(file)
-    assert str(caught.value) == f"{file}: expected int, got str at cpus."
+    assert str(caught.value) == f"{file}, line 1: expected int, got str at cpus."

@@ -181,3 +181,35 @@ def test_a_mark_of_another_version_is_refused() -> None:
 def test_a_mark_with_more_fields_is_still_ours() -> None:
     later = {**msgspec.to_builtins(MARK), "more": [1]}
     assert owner_mark(marked(msgspec.json.encode(later).decode()), MARK_PATH) == MARK
+
+
+def test_ports_that_were_asked_for_come_before_all_others() -> None:
+    asked, theirs = {"guestPort": 8080, "hostPort": 8080}, {"guestPort": 1}
+    config = EMPTY._replace(port_forwards=[asked])
+    rules = rendered(config, yaml.safe_dump({"portForwards": [theirs]}))["portForwards"]
+    assert rules[:2] == [asked, theirs]
+    assert {rule.get("proto") for rule in rules[2:] if rule["ignore"]} == {"tcp", "udp"}
+
+
+def test_the_architecture_is_said_when_it_was_asked_for() -> None:
+    assert rendered(EMPTY._replace(arch="aarch64"))["arch"] == "aarch64"
+    assert "arch" not in rendered(EMPTY)
+
+
+def test_a_file_has_the_owner_and_permissions_that_were_asked_for() -> None:
+    file = GuestFile("{{.Home}}/a", "", "0600", "{{.User}}")
+    assert rendered(EMPTY._replace(files=[file]))["provision"] == [
+        {"mode": "data", "path": "{{.Home}}/a", "content": "", "permissions": "0600", "owner": "{{.User}}"}
+    ]
+
+
+def test_what_lima_would_take_for_a_template_is_written_so_that_it_does_not() -> None:
+    assert template.literal("a {{ b }} {{{{") == 'a {{"{{"}} b }} {{"{{"}}{{"{{"}}'
+    assert template.literal("plain { } }}") == "plain { } }}"
+
+
+def test_a_mark_of_before_images_had_digests_is_read() -> None:
+    older = {key: value for key, value in msgspec.to_builtins(MARK).items() if key != "image_sha256"}
+    mark = owner_mark(marked(msgspec.json.encode(older).decode()), MARK_PATH)
+    assert mark is not None
+    assert mark.image_sha256 == ""

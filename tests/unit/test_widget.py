@@ -476,6 +476,27 @@ async def test_the_end_of_the_vm_that_a_kernel_lives_in_is_said_before_it_comes(
         assert made.notice == notice
 
 
+async def test_a_click_that_ends_its_own_kernel_is_said_before_the_host_is_asked(
+    shown: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Source(snapshot(vm(state="running")), own=NAME)
+    made = shown(source)
+    link = source.links[0]
+    notices: list[str] = []
+    monkeypatch.setattr(link, "say", lambda said: (link.said.append(said), notices.append(made.notice)))
+    for verb, vm_name, notice in (
+        ("stop", NAME, f"The VM {NAME} stops, and with it the kernel of this panel."),
+        ("stop", "another", ""),
+        ("edit", NAME, ""),
+    ):
+        made._heard(made, {"type": "act", "vm": vm_name, "verb": verb, "arguments": {}}, [])
+        assert notices.pop() == notice
+        # It goes on where the host does not do it.
+        link.tell(refused(link.said[-1]["ref"], LimaError("It is in use.")))
+        await settle()
+        assert made.notice == ""
+
+
 async def test_what_the_host_refuses_is_an_error(shown: Any) -> None:
     source = Source(lost(LimaError("There is no such VM.", "Did you mean 'x'?"), is_final=True))
     with pytest.raises(LimaError, match=r"There is no such VM\. Did you mean"):

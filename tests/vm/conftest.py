@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -17,11 +14,12 @@ from typing import Any
 import pytest
 from jupyter_client import KernelManager
 
-from lima_kernels import paths, runtime
+from lima_kernels import runtime
 from lima_kernels.kernelspec import make_request, write
 from lima_kernels.lima.limactl import Limactl
 from lima_kernels.progress import Phase, Step
 from tests.client import Notebook
+from tests.own_directories import own_directories
 
 INSTANCE = "lk-test"
 Start = Callable[..., Notebook]
@@ -59,28 +57,9 @@ def steps() -> Iterator[list[Step]]:
 
 @pytest.fixture(scope="session", autouse=True)
 def directories() -> Iterator[Path]:
-    """The run's own root; the guest image that was built is the one thing taken over from the user."""
-    # Short: Lima's and our sockets lie below it. Not below /tmp itself, which is no place to mount.
-    root = Path(tempfile.mkdtemp(prefix="lk", dir=Path.home()))
-    images = paths.images_directory()
-    changed = {
-        "LIMA_HOME": str(root / "lima"),
-        "JUPYTER_DATA_DIR": str(root / "data"),
-        "JUPYTER_RUNTIME_DIR": str(root / "run"),
-        "JUPYTER_CONFIG_DIR": str(root / "config"),
-        # A kernel spec of the virtual environment would come before the run's own.
-        "JUPYTER_PREFER_ENV_PATH": "0",
-    }
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
-    (paths.data_directory() / "images").symlink_to(images)
-    yield root
-    for name, value in before.items():
-        if value is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = value
-    shutil.rmtree(root)
+    """The run's own root."""
+    with own_directories() as root:
+        yield root
 
 
 @pytest.fixture(scope="session")

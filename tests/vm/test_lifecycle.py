@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(900)
 ENVIRONMENT = """
 memory: 3GiB
 apt: [tree]
-python: [tabulate]
+python: [toolz]
 env:
   GREETING: grüß dich
 provision:
@@ -241,7 +241,7 @@ def test_an_environment_file_is_applied_when_the_vm_next_starts(
     with figures.timed("cold VM to first cell, with an apt and a Python package to install"):
         notebook = start(environment=str(file))
         assert notebook.run("import os; print(os.environ['GREETING'])") == "grüß dich"
-    assert notebook.run("import tabulate; print(tabulate.__name__)") == "tabulate"
+    assert notebook.run("import toolz; print(toolz.__name__)") == "toolz"
     assert notebook.run("import subprocess; print(subprocess.check_output(['which', 'tree'], text=True))") == (
         "/usr/bin/tree"
     )

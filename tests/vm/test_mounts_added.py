@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -11,11 +10,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from lima_kernels import added_mounts, paths
 from tests.client import CellError, Notebook
+from tests.own_directories import mount_servers
 
 from .conftest import INSTANCE, Figures, Start, guest_shell
 from .test_survival import FORKSERVER, until
@@ -44,7 +43,8 @@ def elsewhere(directories: Path) -> Iterator[Path]:
     until(lambda: mounted() == [], "the directory is still mounted", seconds=60)
     missing = "No such file or directory"
     until(lambda: missing in guest_shell(f"ls -d '{directory}' 2>&1 || true"), "its directory stays", seconds=60)
-    assert not list(paths.mounts_directory(INSTANCE).glob("*.json"))
+    # The process that serves it hears of that a moment later.
+    until(lambda: not list(paths.mounts_directory(INSTANCE).glob("*.json")), "its record stays", seconds=60)
     until(lambda: not added_mounts.is_served(INSTANCE), "the process that serves it still lives", seconds=60)
     shutil.rmtree(directory)
 
@@ -108,11 +108,8 @@ def test_a_process_that_works_there_does_not_notice_a_cut_connection(elsewhere: 
 def test_what_serves_it_may_be_killed(elsewhere: Path, start: Start) -> None:
     start()
     notebook = start(cwd=elsewhere)
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            words = process.cmdline()
-            if "lima_kernels.mount_server" in words and INSTANCE in words:
-                process.kill()
+    for process in mount_servers(paths.lima_home()):
+        process.kill()
     until(lambda: readable(notebook), "the directory does not come back")
 
 

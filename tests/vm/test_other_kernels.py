@@ -17,19 +17,22 @@ from tests.client import CellError, Notebook
 from .conftest import INSTANCE, guest_shell
 
 pytestmark = pytest.mark.timeout(900)
+# By uv, for pip takes minutes in an emulated guest.
 INSTALL = """
 set -e
 cd
-/opt/lima-kernels/venv/bin/pip install --quiet --disable-pip-version-check bash_kernel
+export UV_SYSTEM_CERTS=1
+install="/opt/lima-kernels/bin/uv pip install --quiet --python"
+$install /opt/lima-kernels/venv bash_kernel
 /opt/lima-kernels/venv/bin/python -m bash_kernel.install --sys-prefix
-python3 -m venv other
-other/bin/pip install --quiet --disable-pip-version-check ipykernel
+/opt/lima-kernels/bin/uv venv --quiet --python /usr/bin/python3 other
+$install other ipykernel
 other/bin/python -m ipykernel install --user --name other --display-name "Another Python"
 """
 
 
-def command(*arguments: str) -> str:
-    done = subprocess.run(
+def called(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-m", "lima_kernels", *arguments],
         capture_output=True,
         text=True,
@@ -37,6 +40,10 @@ def command(*arguments: str) -> str:
         stdin=subprocess.DEVNULL,
         check=False,
     )
+
+
+def command(*arguments: str) -> str:
+    done = called(*arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -10,17 +10,21 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import nbformat
+import psutil
 import pytest
 from nbclient import NotebookClient
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from lima_kernels import paths
+from lima_kernels.kernelspec import make_request, write
 from lima_kernels.runtime import runtime
-from lima_kernels.watch.cards import CardChanged, Message, State
+from lima_kernels.watch.cards import CardChanged, Message, State, UsageTaken
 from lima_kernels.watch.shared import watcher
 from tests.browser.lab import (
+    LOST_KERNEL,
     Lab,
     card,
     paged,
@@ -41,8 +45,9 @@ EXAMPLE = Path(__file__).parents[2] / "notebooks" / "03-widgets.ipynb"
 # Milliseconds, against hanging only: an emulated VM boots.
 BOOT = 300_000
 SLOW = 60_000
-# What JupyterLab's own promises fail with when a kernel goes, as here with its VM.
-LOST_KERNEL = "Kernel connection disconnected"
+# Seconds that a panel is left alone for, and the share of one CPU that it may take meanwhile.
+IDLE = 20
+IDLE_SHARE = 0.005
 
 
 def test_the_notebook_of_the_panels(
@@ -58,6 +63,61 @@ def test_the_notebook_of_the_panels(
     states = example.metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"].values()
     saved = [state["state"]["vms"] for state in states if "vms" in state["state"]]
     assert [vm["name"] for vms in saved for vm in vms if vm["state"] == "running"].count(INSTANCE) >= 1
+
+
+class Spent(NamedTuple):
+    """CPU seconds: of the thread that asks, of its process, and of the programs that this has run."""
+
+    thread: float
+    process: float
+    programs: float
+
+    @classmethod
+    def now(cls) -> Spent:
+        times = psutil.Process().cpu_times()
+        return cls(time.thread_time(), times.user + times.system, times.children_user + times.children_system)
+
+
+def _events(name: str) -> list[dict[str, Any]]:
+    """Return what Lima has told of a VM since it was last started."""
+    whole, _, _ = paths.host_agent_events(paths.lima_home() / name).read_text().rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+async def _idle(name: str) -> Spent:
+    """Show the panel of a VM with which nothing is done, and return what this takes, as shares of one CPU."""
+    looks: asyncio.Queue[Message] = asyncio.Queue()
+    subscription = await watcher().subscribe(looks.put_nowait)
+    try:
+        subscription.show([name])
+        async with asyncio.timeout(60):
+            while not isinstance(await looks.get(), UsageTaken):
+                pass
+        before, began = Spent.now(), time.monotonic()
+        await asyncio.sleep(IDLE)
+        after, seconds = Spent.now(), time.monotonic() - began
+        shown = [looks.get_nowait() for _ in range(looks.qsize())]
+        # It was looked at meanwhile, and no more often than it should.
+        assert IDLE / 4 < sum(isinstance(message, UsageTaken) for message in shown) <= IDLE / 2 + 1
+        return Spent(*((now - then) / seconds for then, now in zip(before, after, strict=True)))
+    finally:
+        await subscription.close()
+
+
+def test_an_idle_panel_costs_next_to_nothing(start: Start, figures: Figures) -> None:
+    start().manager.shutdown_kernel(now=True)
+    # A boot goes on after its first kernel, whoever began it; a panel has Lima asked when it ends.
+    until(
+        lambda: any(event["status"].get("running") for event in _events(INSTANCE)), "Lima does not call it ready", 300
+    )
+    until(lambda: "limactl" not in [child.name() for child in psutil.Process().children()], "limactl still runs", 300)
+    # All that a panel makes us do is done in the one thread that this runs in; the rest is pytest's and its threads'.
+    spent = runtime().run_blocking(_idle(INSTANCE), 240)
+    figures.seconds["an idle open panel, CPU seconds in a second"] = round(spent.thread, 5)
+    figures.seconds["an idle open panel, with all of its process"] = round(spent.process, 5)
+    assert spent.thread < IDLE_SHARE
+    # Not even limactl was run.
+    assert spent.programs == 0
 
 
 async def _delay(name: str) -> float:
@@ -79,8 +139,7 @@ async def _delay(name: str) -> float:
             await stop.wait()
     finally:
         await subscription.close()
-    log = paths.host_agent_events(paths.lima_home() / name).read_text().splitlines()
-    exiting = next(event for event in map(json.loads, reversed(log)) if event["status"].get("exiting"))
+    exiting = next(event for event in reversed(_events(name)) if event["status"].get("exiting"))
     at = datetime.fromisoformat(exiting["time"]).timestamp()
     return min(when for when, state in told if state is State.STOPPED) - at
 
@@ -106,7 +165,7 @@ def page() -> Iterator[Page]:
     with (
         sync_playwright() as playwright,
         started_browser(playwright) as browser,
-        paged(browser, known=[LOST_KERNEL]) as made,
+        paged(browser, known=LOST_KERNEL) as made,
     ):
         yield made
 
@@ -120,6 +179,11 @@ def cell(page: Page, number: int, code: str) -> Locator:
     page.locator(".jp-Notebook .jp-CodeCell .cm-content").nth(number).fill(code)
     page.keyboard.press("Shift+Enter")
     return page.locator(".jp-Notebook .jp-CodeCell").nth(number).locator(".jp-OutputArea")
+
+
+def jobs(lab: Lab) -> list[tuple[str, str, str]]:
+    """Return VM, verb and state of each job that the server tells of."""
+    return [(job["vm"], job["verb"], job["state"]) for job in lab.get("jobs")[1]["jobs"]]
 
 
 def test_a_notebook_in_the_browser_from_a_cold_vm(lab: Lab, page: Page, figures: Figures) -> None:
@@ -155,6 +219,9 @@ def test_a_guests_panel_steers_its_own_vm(lab: Lab, page: Page) -> None:
     expect(card(page, INSTANCE)).to_contain_text("Stopped", timeout=BOOT)
     # The server sees a dead kernel, and would have another one; that is no reason to boot the VM again.
     until(lambda: "is not started again by itself" in lab.log.read_text(), "the server has not tried to")
+    # JupyterLab says that it died, and the server, after some tries, that it is no more.
+    press(page.locator(".jp-Dialog"), "Ok")
+    until(lambda: "removing from map" in lab.log.read_text(), "the server waits for it")
     expect(card(page, INSTANCE)).to_contain_text("Stopped")
 
 
@@ -167,10 +234,82 @@ def test_the_sidebar_starts_it_again_and_two_pages_agree(lab: Lab, page: Page) -
         for tab in (page, second):
             expect(card(tab, INSTANCE)).to_contain_text("Starting", timeout=SLOW)
         second.reload()
-        show_vms(second)
+        show_vms(lab.opened(second))
         expect(card(second, INSTANCE)).to_contain_text("Starting", timeout=SLOW)
         for tab in (page, second):
             expect(card(tab, INSTANCE)).to_contain_text("Running", timeout=BOOT)
     # What is said of it goes away by itself after a while, as it should; the job is kept longer.
-    ended = ("start", "done")
-    until(lambda: ended in [(job["verb"], job["state"]) for job in lab.get("jobs")[1]["jobs"]], "its job is not done")
+    until(lambda: (INSTANCE, "start", "done") in jobs(lab), "its job is not done")
+
+
+def test_the_palette_shows_what_lima_says_of_it(lab: Lab, page: Page) -> None:
+    page.keyboard.press("Control+Shift+C")
+    page.get_by_role("textbox", name="SEARCH").fill("Show Log of VM")
+    page.locator(".lm-CommandPalette-itemLabel").get_by_text("Show Log of VM", exact=True).click()
+    log = page.get_by_role("log", name=f"Log of {INSTANCE}")
+    # What is long past, and what came while it booted.
+    expect(log).to_contain_text(f"Creating iso file {paths.lima_home() / INSTANCE / 'cidata.iso'}", timeout=SLOW)
+    expect(log).to_contain_text(re.compile(r"The essential requirement 1 of \d+ is satisfied"), timeout=SLOW)
+
+
+def test_the_sidebar_stops_it(page: Page) -> None:
+    press(card(page, INSTANCE), f"Stop {INSTANCE}")
+    expect(card(page, INSTANCE)).to_contain_text("Stopping", timeout=SLOW)
+    expect(card(page, INSTANCE)).to_contain_text("Stopped", timeout=BOOT)
+
+
+def test_a_hosts_panel_starts_and_stops_it(lab: Lab, page: Page) -> None:
+    lab.open(page, "host")
+    show_vms(page)
+    page.locator(".jp-LauncherCard[data-category=Notebook]").filter(has_text="Python 3").first.click()
+    expect(page.locator(".jp-Notebook-ExecutionIndicator")).to_have_attribute("data-status", "idle", timeout=SLOW)
+    output = cell(page, 0, f"from lima_kernels import VMPanel; panel = VMPanel({INSTANCE!r}); panel")
+    panel = output.get_by_role("article", name=INSTANCE)
+    expect(panel).to_contain_text("Stopped", timeout=SLOW)
+    press(panel, f"Start {INSTANCE}")
+    # What the kernel's process begins the server knows, and the reverse.
+    for shown in (panel, card(page, INSTANCE)):
+        expect(shown).to_contain_text("Starting", timeout=SLOW)
+    # The kernel is free meanwhile.
+    expect(cell(page, 1, "print(6 * 7, panel.state)")).to_contain_text("42 starting", timeout=SLOW)
+    for shown in (panel, card(page, INSTANCE)):
+        expect(shown).to_contain_text("Running", timeout=BOOT)
+    press(panel, f"Stop {INSTANCE}")
+    for shown in (panel, card(page, INSTANCE)):
+        expect(shown).to_contain_text("Stopped", timeout=BOOT)
+
+
+def test_a_vm_is_made_fails_and_is_deleted_in_the_sidebar(lab: Lab, page: Page, directories: Path) -> None:
+    environment = directories / "small.yaml"
+    environment.write_text("cpus: 1\nmemory: 1GiB\n")
+    spec = make_request("small", "Small", environment=environment, instance="lk-small", attach=False)
+    write(spec, user=True, prefix=None)
+    press(show_vms(page), "New VM")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Made of").select_option("Small")
+    expect(dialog.get_by_label("Name")).to_have_value("lk-small")
+    dialog.get_by_label("Start it at once").uncheck()
+    press(dialog, "Create")
+    expect(dialog).to_be_hidden(timeout=SLOW)
+    small = card(page, "lk-small")
+    expect(small).to_contain_text("Stopped", timeout=BOOT)
+    expect(small).to_contain_text("1 GiB")
+    # A disk that QEMU cannot open ends it at once.
+    (paths.lima_home() / "lk-small" / "disk").chmod(0)
+    press(small, "Start lk-small")
+    until(lambda: ("lk-small", "start", "failed") in jobs(lab), "its job has not failed")
+    job = next(job for job in lab.get("jobs")[1]["jobs"] if job["state"] == "failed")
+    expect(toast(page, job["message"][:40])).to_be_visible(timeout=SLOW)
+    expect(small).to_contain_text("Stopped", timeout=SLOW)
+    picture(page, "vm-failure")
+    press(small, "Delete lk-small")
+    press(page.get_by_role("dialog"), "Delete")
+    expect(small).to_have_count(0, timeout=SLOW)
+    assert not (paths.lima_home() / "lk-small").exists()
+
+
+def test_who_has_no_token_gets_nothing_of_it(lab: Lab) -> None:
+    status, answer = lab.get("vms", token="")
+    assert status == 403
+    assert INSTANCE not in str(answer)
+    assert lab.get("vms")[0] == 200

@@ -33,7 +33,7 @@ const failureSchema = v.object({
   hint: v.optional(v.string(), ""),
   context: v.optional(v.array(v.string()), []),
 });
-const templateSchema = v.object({ name: v.string(), description: v.string() });
+const templateSchema = v.object({ name: v.string() });
 const environmentSchema = v.object({
   name: v.string(),
   displayName: v.string(),

@@ -43,7 +43,8 @@ class Mount(NamedTuple):
         return self.kind if self.kind in ("9p", "virtiofs") else ""
 
 
-def _mounts() -> Iterator[Mount]:
+def all_mounts() -> Iterator[Mount]:
+    """Yield what is mounted, the later after the earlier."""
     with open(MOUNTS, encoding=sys.getfilesystemencoding(), errors="surrogateescape") as file:
         for line in file:
             fields = line.split(" ")
@@ -55,7 +56,7 @@ def _mounts() -> Iterator[Mount]:
 def mount_of(path: str) -> Mount:
     """Return the mount that an absolute path is on."""
     found = Mount("", "", "")
-    for mount in _mounts():
+    for mount in all_mounts():
         below = mount.point.rstrip("/") + "/"
         # Of two at one place the later hides the earlier.
         if (path + "/").startswith(below) and len(mount.point) >= len(found.point):

@@ -33,15 +33,24 @@ _NOT_FOUND = 127
 class Start(NamedTuple):
     """What the child of a fork takes along.
 
-    ``spec`` is a guest's kernel spec (argv, env, resource_dir), or None for ipykernel in this very process; ``ready``
-    is a pipe that says that its sockets are bound; ``link`` is its conversation with the forkserver.
+    ``spec`` is a guest's kernel spec (argv, env, resource_dir), or None for ipykernel in this very process; ``python``
+    is that of the environment it belongs to; ``ready`` is a pipe that says that its sockets are bound; ``link`` is its
+    conversation with the forkserver.
     """
 
     request: dict[str, Any]
     directory: str
     spec: dict[str, Any] | None
+    python: str
     ready: int
     link: socket.socket
+
+
+class Spawned(BaseException):
+    """Carries the child of a fork out of its parent's loop, so that a kernel runs on a clean stack."""
+
+    def __init__(self, start: Start) -> None:
+        self.start = start
 
 
 def become(start: Start) -> None:
@@ -73,7 +82,7 @@ def become(start: Start) -> None:
 def _take_environment(start: Start) -> None:
     for name in _OURS_ONLY:
         os.environ.pop(name, None)
-    binaries = os.path.dirname(sys.executable)
+    binaries = os.path.dirname(start.python)
     os.environ["PATH"] = binaries + os.pathsep + os.environ.get("PATH", os.defpath)
     if start.spec is not None:
         here = dict(os.environ)
@@ -83,7 +92,8 @@ def _take_environment(start: Start) -> None:
 
 
 def _execute(start: Start, spec: dict[str, Any], connection_file: str) -> NoReturn:
-    known = {"connection_file": connection_file, "resource_dir": spec["resource_dir"], "prefix": sys.prefix}
+    prefix = os.path.dirname(os.path.dirname(start.python))
+    known = {"connection_file": connection_file, "resource_dir": spec["resource_dir"], "prefix": prefix}
     argv = [part.format_map(_Literal(known)) for part in spec["argv"]]
     try:
         os.execvp(argv[0], [*argv, *start.request.get("arguments", ())])

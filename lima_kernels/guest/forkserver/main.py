@@ -5,34 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import gc
-import importlib
 import os
 import socket
-import sys
 
-from . import kit
-from .child import become
-from .registry import Spawned
+from .child import Spawned, become
+from .preload import preload
 from .server import Server
-
-PRELOAD = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "IPython.core.completer", "psutil")
-
-
-def preload() -> str:
-    """Import what every kernel needs; returns why that failed, or nothing."""
-    try:
-        importlib.import_module(PRELOAD[0])
-    except ImportError as error:
-        return "ipykernel cannot be imported by %s: %s" % (sys.executable, error)
-    for name in PRELOAD[1:]:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
-    kit.preload()
-    # What was imported stays shared with the children: the collector must not touch its pages.
-    gc.collect()
-    gc.freeze()
-    return ""
 
 
 def notify_started() -> int:
@@ -77,6 +55,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Fork kernels in a guest.")
     parser.add_argument("--root", required=True, help="our 0700 directory")
     parser.add_argument("--socket", required=True, help="where to listen")
+    parser.add_argument("--environments", required=True, help="where environments are")
     parser.add_argument("--detach", action="store_true", help="return when the socket is there")
     options = parser.parse_args()
     os.umask(0o077)
@@ -88,7 +67,7 @@ def main() -> int:
         return notify_started()
     os.makedirs(os.path.join(options.root, "k"), exist_ok=True)
     started = detach() if options.detach else None
-    server = Server(options.root, listen(options.socket))
+    server = Server(options.root, listen(options.socket), options.environments)
     notify_started()
     if started is not None:
         os.write(started, b"1")

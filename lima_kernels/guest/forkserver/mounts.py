@@ -287,6 +287,12 @@ class Mounts:
                 argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/", start_new_session=True
             )
 
+    def pids(self) -> Iterator[int]:
+        """Yield the processes whose end is waited for."""
+        for mount in self._mounts.values():
+            if mount.process is not None:
+                yield mount.process.pid
+
     def reap(self) -> None:
         """Take notice of programs that have ended: sshfs has gone to the background, or failed, or was unmounted."""
         for mount in list(self._mounts.values()):

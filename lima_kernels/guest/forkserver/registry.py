@@ -6,28 +6,24 @@ import os
 import selectors
 import shutil
 import socket
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from . import specs
-from .child import Start
+from . import environments, specs
+from .child import Spawned, Start
 from .clients import Client, Refused, Starting
 from .deaths import disk_full
 from .kernels import Kernel, seconds
 from .mounts import Mounts
 from .streams import Stream, Streams
 from .wire import Wire, connected
+from .zygote import BEGIN
+from .zygotes import CannotFork, Order, Zygotes, is_child, reap_orphans
 
 # No event tells that another program has bound its sockets.
 BOUND_CHECK = 0.05
-
-
-class Spawned(BaseException):
-    """Carries the child of a fork out of the server's loop, so that a kernel runs on a clean stack."""
-
-    def __init__(self, start: Start) -> None:
-        self.start = start
 
 
 class Registry:
@@ -35,6 +31,7 @@ class Registry:
 
     :param directory: has a directory for each kernel.
     :param tell: sends an event to every client.
+    :param environments_directory: has one for each environment.
     """
 
     def __init__(
@@ -44,14 +41,18 @@ class Registry:
         streams: Streams,
         tell: Callable[[dict[str, Any]], None],
         mounts: Mounts,
+        *,
+        environments_directory: str,
     ) -> None:
         self.failure = ""
         self.kernels: dict[str, Kernel] = {}
         self._directory = directory
+        self._environments = environments_directory
         self._selector = selector
         self._streams = streams
         self._tell = tell
         self._mounts = mounts
+        self._zygotes = Zygotes(selector)
         self._starting: dict[str, Starting] = {}
         self._take_over()
 
@@ -74,10 +75,12 @@ class Registry:
     def spawn(self, client: Client, request: dict[str, Any]) -> None:
         """Fork a kernel; the client is answered when its sockets are bound."""
         name = request["kernel"]
-        if not name.isalnum() or name in self.kernels:
+        if not name.isalnum() or name in self.kernels or name in self._starting:
             raise Refused("a kernel's name must be new and alphanumeric")
-        spec = specs.find(request["spec"]) if request.get("spec") else None
-        if spec is None and self.failure:
+        python = request.get("python")
+        venv = environments.venv_of(self._environments, python) if python else ""
+        spec = specs.find(request["spec"], venv) if request.get("spec") else None
+        if spec is None and not venv and self.failure:
             raise Refused(self.failure)
         request["cwd"] = os.path.expanduser(request["cwd"])
         # Below a mount whose host is away the question would have to wait for it; the kernel itself may.
@@ -86,27 +89,78 @@ class Registry:
         kernel = Kernel(name, os.path.join(self._directory, name), request)
         shutil.rmtree(kernel.directory, ignore_errors=True)
         os.makedirs(kernel.directory, mode=0o700)
+        kernel.holder = client
         ready_r, ready_w = os.pipe()
         ours, theirs = socket.socketpair()
-        kernel.pid = os.fork()
-        if kernel.pid == 0:
-            os.close(ready_r)
-            ours.close()
-            raise Spawned(Start(request, kernel.directory, spec, ready_w, theirs))
-        os.close(ready_w)
-        theirs.close()
-        self.kernels[name] = kernel
-        kernel.holder = client
         kernel.link = Wire(self._selector, ours, kernel.hear)
-        starting = Starting(kernel, client, request.get("id"), ready_r, spec is not None)
-        self._starting[name] = starting
-        self._selector.register(ready_r, selectors.EVENT_READ, lambda _: self._settle(starting))
+        starting = self._starting[name] = Starting(kernel, client, request.get("id"), ready_r, spec is not None)
+        order = Order(
+            Start(request, kernel.directory, spec, python or sys.executable, ready_w, theirs),
+            lambda answer: self._answered(starting, answer),
+        )
+        try:
+            if venv and spec is None:
+                self._zygotes.fork(order, venv)
+            else:
+                self._fork(starting, order)
+        except Exception:
+            if name in self._starting:
+                order.close()
+                self._unborn(starting)
+            raise
+
+    def _fork(self, starting: Starting, order: Order) -> None:
+        """Fork a kernel from ourselves, or what becomes another program."""
+        pid = os.fork()
+        if pid == 0:
+            raise Spawned(order.start)
+        order.close()
+        self._born(starting, pid)
+
+    def _answered(self, starting: Starting, answer: int | CannotFork) -> None:
+        """A zygote has forked a kernel, or cannot."""
+        kernel = starting.kernel
+        # A child whose start was taken back meanwhile sees that its link is closed, and ends.
+        if self._starting.get(kernel.name) is starting:
+            if isinstance(answer, CannotFork):
+                self._unborn(starting, str(answer), answer.log)
+            elif not is_child(answer) or answer in self._known():
+                self._unborn(starting, "the kernel ended before it was ready")
+            else:
+                try:
+                    self._born(starting, answer)
+                    assert kernel.link is not None
+                    kernel.link.send(BEGIN)
+                    # Its end may have been told before we knew whose it is.
+                    self.reap()
+                except OSError as error:
+                    text = disk_full() or "%s: %s" % (type(error).__name__, error)
+                    starting.client.send({"id": starting.number, "error": text})
+        self.reap_orphans()
+
+    def _born(self, starting: Starting, pid: int) -> None:
+        """There is a process: it is a kernel from here on."""
+        kernel = starting.kernel
+        kernel.pid = pid
+        self.kernels[kernel.name] = kernel
+        self._selector.register(starting.ready, selectors.EVENT_READ, lambda _: self._settle(starting))
         try:
             kernel.save()
         except OSError:
-            self._close_ready(self._starting.pop(name))
+            self._close_ready(self._starting.pop(kernel.name))
             self.remove(kernel)
             raise
+
+    def _unborn(self, starting: Starting, error: str = "", log: Iterable[str] = ()) -> None:
+        """There will be no process; its client hears why, if that is not for another to say."""
+        kernel = starting.kernel
+        del self._starting[kernel.name]
+        os.close(starting.ready)
+        assert kernel.link is not None
+        kernel.link.close()
+        shutil.rmtree(kernel.directory, ignore_errors=True)
+        if error:
+            starting.client.send({"id": starting.number, "error": error, "log": list(log)})
 
     def _settle(self, starting: Starting) -> None:
         """The child said that its sockets are bound, or ended before, or has become another program."""
@@ -151,6 +205,9 @@ class Registry:
         if kernel := self.kernels.get(request["kernel"]):
             self.remove(kernel)
         else:
+            if starting := self._starting.get(request["kernel"]):
+                self._zygotes.drop(starting.kernel.directory)
+                self._unborn(starting, "the kernel ended before it was ready")
             self._mounts.removed(request["kernel"])
         return {"ok": {}}
 
@@ -214,8 +271,12 @@ class Registry:
 
     def forget(self, client: Client) -> None:
         """Begin to count the time without an owner for the kernels that a client held."""
-        for kernel in self.kernels.values():
+        for kernel in [*self.kernels.values(), *(starting.kernel for starting in self._starting.values())]:
             kernel.release(client)
+
+    def is_in_use(self) -> bool:
+        """Tell whether there is a kernel, or will be."""
+        return bool(self._starting) or any(kernel.code is None for kernel in self.kernels.values())
 
     def deadlines(self) -> Iterator[float]:
         """Yield when a kernel has to be looked at, in monotonic seconds."""
@@ -224,9 +285,11 @@ class Registry:
         for kernel in self.kernels.values():
             if (expires := kernel.expires()) is not None:
                 yield expires
+        yield from self._zygotes.deadlines()
 
     def look(self) -> None:
         """Do what is due."""
+        self._zygotes.look()
         for starting in list(self._starting.values()):
             if starting.is_program and starting.kernel.is_bound():
                 self._started(starting)
@@ -246,6 +309,17 @@ class Registry:
                 self._tell_exit(kernel)
                 if kernel.name in self._starting and self._starting[kernel.name].is_program:
                     self._failed(self._starting[kernel.name])
+        self._zygotes.reap()
+
+    def reap_orphans(self) -> None:
+        """Reap what was left to us by kernels, when all who wait for processes of theirs have looked."""
+        if not self._zygotes.are_forking:
+            reap_orphans(self._known())
+
+    def _known(self) -> set[int]:
+        """Return the processes whose end somebody waits for."""
+        kernels = (kernel.pid for kernel in self.kernels.values() if kernel.code is None)
+        return {*kernels, *self._zygotes.pids(), *self._mounts.pids()}
 
     def _tell_exit(self, kernel: Kernel) -> None:
         event = {"event": "exit", "kernel": kernel.name, "code": kernel.code, "log": kernel.log_tail()}
@@ -253,10 +327,13 @@ class Registry:
 
     def abandon(self) -> None:
         """Close our copies of what belongs to the parent, in a forked child."""
+        self._zygotes.abandon()
+        kernels = set(self.kernels.values())
         for starting in self._starting.values():
+            kernels.add(starting.kernel)
             if starting.ready >= 0:
                 os.close(starting.ready)
-        for kernel in self.kernels.values():
+        for kernel in kernels:
             if kernel.pidfd is not None:
                 os.close(kernel.pidfd)
             if kernel.link is not None:

@@ -3,14 +3,14 @@
 It is reached through a unix socket in a 0700 directory and speaks JSON lines:
 
     {"id": 1, "op": "spawn", "kernel": ID, "cwd": DIR, "env": {...}, "connection": {...}, "arguments": [...],
-     "owner": TOKEN, "keep": SECONDS, "facts": {...}, "spec": NAME or "", "notes": [TEXT]}
+     "owner": TOKEN, "keep": SECONDS, "facts": {...}, "spec": NAME or "", "notes": [TEXT], "python": PATH or ""}
     {"id": 2, "op": "signal", "kernel": ID, "signum": 2}
     {"id": 3, "op": "list"}
     {"id": 4, "op": "remove", "kernel": ID}
     {"id": 5, "op": "hold", "kernel": ID, "owner": TOKEN, "keep": SECONDS or null}
     {"id": 6, "op": "release", "kernel": ID}
     {"id": 7, "op": "note", "kernel": ID, "text": TEXT}
-    {"id": 8, "op": "specs"}
+    {"id": 8, "op": "specs", "python": PATH or ""}
     {"id": 9, "op": "settings", "idle_timeout": SECONDS}
     {"id": 10, "op": "stream", "kernel": ID, "owner": TOKEN, "channel": 1, "token": T, "received": N, "new": true}
     {"id": 11, "op": "stream", "mount": ID, "owner": TOKEN, "token": T, "received": N, "new": true}
@@ -19,10 +19,13 @@ It is reached through a unix socket in a 0700 directory and speaks JSON lines:
     {"id": 14, "op": "mounts"}
     {"id": 15, "op": "claim", "mount": ID, "owner": TOKEN}
     {"id": 16, "op": "usage"}
+    {"id": 17, "op": "environment", "name": NAME}
+    {"id": 18, "op": "ready", "mounted": [DIR], "holds": {FILE: TEXT}, "exists": [PATH]}
 
-Every request is answered by a line with its id and either "ok" or "error". After the answer to "stream" the connection
-carries the frames of a resumable stream. The end of a kernel is told to every client as {"event": "exit", "kernel": ID,
-"code": N, ...}, N negative for a signal, as subprocess has it; {"event": "power off"} comes before the guest's end;
+A python is that of an environment; without one it is the forkserver's own. Every request is answered by a line with
+its id and either "ok" or "error". After the answer to "stream" the connection carries the frames of a resumable stream.
+The end of a kernel is told to every client as {"event": "exit", "kernel": ID, "code": N, ...}, N negative for a signal,
+as subprocess has it; {"event": "power off"} comes before the guest's end;
 {"event": "join", "mount": ID} when a mount's sshfs wants to be served, {"event": "unmounted", "mount": ID} at its end.
 """
 
@@ -38,7 +41,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from . import idle, memory, specs
+from . import environments, idle, memory, ready, specs
 from .clients import Client, Refused
 from .deaths import disk_full
 from .kernels import seconds, write_private
@@ -54,10 +57,14 @@ LONGEST_WAIT = 86400.0
 
 
 class Server:
-    """Serves clients."""
+    """Serves clients.
 
-    def __init__(self, root: str, listener: socket.socket) -> None:
+    :param environments_directory: where environments are.
+    """
+
+    def __init__(self, root: str, listener: socket.socket, environments_directory: str) -> None:
         self.root = root
+        self._environments = environments_directory
         self._listener = listener
         self._clients: set[Client] = set()
         self._selector = selectors.DefaultSelector()
@@ -71,8 +78,14 @@ class Server:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._selector.register(self._wake[0], selectors.EVENT_READ, self._woken)
         self._mounts = Mounts(os.path.join(root, "m"), self._selector, self._streams, self._tell)
-        kernels = os.path.join(root, "k")
-        self.registry = Registry(kernels, self._selector, self._streams, self._tell, self._mounts)
+        self.registry = Registry(
+            os.path.join(root, "k"),
+            self._selector,
+            self._streams,
+            self._tell,
+            self._mounts,
+            environments_directory=environments_directory,
+        )
         self._mounts.know(self.registry.kernels)
 
     @property
@@ -87,6 +100,8 @@ class Server:
             "release": registry.release,
             "note": registry.note,
             "specs": self._specs,
+            "environment": self._environment,
+            "ready": ready.answer,
             "usage": self._usage,
             "settings": self._settings,
             "stream": self._stream,
@@ -97,9 +112,11 @@ class Server:
         }
 
     def _load_settings(self) -> float:
+        """Return what was said in this boot: a guest that was booted by hand does not end because of an earlier one."""
         try:
             with open(os.path.join(self.root, SETTINGS), encoding="utf-8") as file:
-                return seconds(json.load(file)["idle_timeout"])
+                settings = json.load(file)
+            return seconds(settings["idle_timeout"]) if settings["boot"] == _boot() else 0.0
         except (OSError, ValueError, KeyError, TypeError):
             return 0.0
 
@@ -108,7 +125,7 @@ class Server:
     def serve(self) -> None:
         """Serve for ever; a child leaves it by :class:`Spawned`."""
         while True:
-            self._idle.look(any(kernel.code is None for kernel in self.registry.kernels.values()))
+            self._idle.look(self.registry.is_in_use())
             for key, mask in self._selector.select(self._patience()):
                 # An earlier event of this round may have closed it, and its number may be another's now.
                 present = self._selector.get_map().get(key.fd)
@@ -172,7 +189,7 @@ class Server:
             request = json.loads(line)
             number = request.get("id")
             reply = self._operations[request["op"]](client, request)
-        except (Refused, specs.NoSuchSpec) as error:
+        except (Refused, specs.NoSuchSpec, environments.BadName) as error:
             reply = {"error": str(error)}
         except OSError as error:
             reply = {"error": disk_full() or "%s: %s" % (type(error).__name__, error)}
@@ -189,8 +206,12 @@ class Server:
             raise Refused("the guest is shutting down")
         self.registry.spawn(client, request)
 
-    def _specs(self, _client: Client, _request: dict[str, Any]) -> dict[str, Any]:
-        return {"ok": specs.all_specs()}
+    def _specs(self, _client: Client, request: dict[str, Any]) -> dict[str, Any]:
+        python = request.get("python")
+        return {"ok": specs.all_specs(environments.venv_of(self._environments, python) if python else "")}
+
+    def _environment(self, _client: Client, request: dict[str, Any]) -> dict[str, Any]:
+        return {"ok": environments.find(self._environments, request["name"])}
 
     def _usage(self, _client: Client, _request: dict[str, Any]) -> dict[str, Any]:
         return {"ok": memory.usage()}
@@ -198,7 +219,7 @@ class Server:
     def _settings(self, _client: Client, request: dict[str, Any]) -> dict[str, Any]:
         timeout = seconds(request["idle_timeout"])
         if timeout != self._idle.timeout:
-            write_private(os.path.join(self.root, SETTINGS), {"idle_timeout": timeout})
+            write_private(os.path.join(self.root, SETTINGS), {"idle_timeout": timeout, "boot": _boot()})
             self._idle.timeout = timeout
         return {"ok": {}}
 
@@ -223,6 +244,7 @@ class Server:
                 pass
         self.registry.reap()
         self._mounts.reap()
+        self.registry.reap_orphans()
 
     def close_in_child(self) -> None:
         """Close what a kernel must not inherit; nothing is unregistered, for the selector is the parent's too."""
@@ -237,3 +259,9 @@ class Server:
         for fd in self._wake:
             os.close(fd)
         self._listener.close()
+
+
+def _boot() -> str:
+    """Return what names this boot of the guest (random(4))."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()

@@ -8,11 +8,17 @@ export const launcherCard: JupyterFrontEndPlugin<void> = {
   id: "lima-kernels:launcher",
   description: "A launcher card that shows the Lima VMs.",
   autoStart: true,
-  requires: [IVMs, ILauncher],
-  optional: [ITranslator],
-  activate: (_app: JupyterFrontEnd, _vms: IVMs, launcher: ILauncher, translator: ITranslator | null): void => {
+  requires: [IVMs],
+  // Notebook 7 has no launcher.
+  optional: [ILauncher, ITranslator],
+  activate: (
+    _app: JupyterFrontEnd,
+    _vms: IVMs,
+    launcher: ILauncher | null,
+    translator: ITranslator | null,
+  ): void => {
     // JupyterLab's own category, in its own words.
     const category = (translator ?? nullTranslator).load("jupyterlab").__("Other");
-    launcher.add({ command: COMMANDS.open, args: { isLauncher: true }, category, rank: 10 });
+    launcher?.add({ command: COMMANDS.open, args: { isLauncher: true }, category, rank: 10 });
   },
 };

@@ -8,8 +8,13 @@ export const statusBar: JupyterFrontEndPlugin<void> = {
   id: "lima-kernels:statusbar",
   description: "The VM of the notebook in front, in the status bar.",
   autoStart: true,
-  requires: [IVMs, IStatusBar],
-  activate: (app: JupyterFrontEnd, vms: IVMs, bar: IStatusBar): void => {
+  requires: [IVMs],
+  // Notebook 7 has no status bar.
+  optional: [IStatusBar],
+  activate: (app: JupyterFrontEnd, vms: IVMs, bar: IStatusBar | null): void => {
+    if (bar === null) {
+      return;
+    }
     const item = new StatusItem(vms, (vm) => {
       void app.commands.execute(COMMANDS.open, { vm });
     });

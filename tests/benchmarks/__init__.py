@@ -1,0 +1,1 @@
+"""`make bench`: kernels of ours beside all others, in one run. See docs/benchmarks.md."""
