@@ -63,7 +63,8 @@ def test_slashes_and_dots_in_paths(shared: Path, peer: Peer) -> None:
     peer.mkdir(b"one//two/")
     peer.put(b"./one/./two//file", b"x")
     assert peer.get(b"//one/two/file") == b"x"
-    assert peer.listed(b"") == peer.listed(b".") == peer.listed(b"/")
+    # By name: a listing is a read, so the directory's own access time may be another one in the next.
+    assert peer.listed(b"").keys() == peer.listed(b".").keys() == peer.listed(b"/").keys() == {b".", b"..", b"one"}
     assert peer.listed(b"one/two/").keys() == {b".", b"..", b"file"}
 
 
