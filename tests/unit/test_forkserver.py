@@ -32,18 +32,19 @@ LIMIT = 30.0
 DAY = 86400.0
 CHANNELS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
-# A kernel that is another program: it binds its sockets, says what it was given, and works until it is told to rest.
+# A kernel that is another program: it says what it was given, binds its sockets, by which it is ready, and works until
+# it is told to rest.
 PROGRAM = """
 import json, os, signal, socket, sys, time
 with open(sys.argv[1]) as file:
     info = json.load(file)
+with open(sys.argv[2] + ".new", "w") as file:
+    json.dump({"argv": sys.argv, "env": dict(os.environ), "cwd": os.getcwd(), "fds": os.listdir("/proc/self/fd")}, file)
+os.replace(sys.argv[2] + ".new", sys.argv[2])
 socks = [socket.socket(socket.AF_UNIX) for _ in range(5)]
 for number, sock in enumerate(socks, 1):
     sock.bind("%s-%d" % (info["ip"], number))
     sock.listen()
-with open(sys.argv[2] + ".new", "w") as file:
-    json.dump({"argv": sys.argv, "env": dict(os.environ), "cwd": os.getcwd(), "fds": os.listdir("/proc/self/fd")}, file)
-os.replace(sys.argv[2] + ".new", sys.argv[2])
 if "count" in sys.argv:
     conn, _ = socks[0].accept()
     count = 0
