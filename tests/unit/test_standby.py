@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,13 @@ import psutil
 import pytest
 from jupyter_client import BlockingKernelClient
 
-from .client import started
+from tests.fake_guest import FakeGuest
+
 from .conftest import Machine, configure
 from .test_forkserver import LIMIT, Place, Talk, printed, spawned
 from .test_forkserver import place as place  # noqa: PLC0414
-from .test_kernel import lives, until
-from .test_zygotes import build, packages_of
+from .test_kernel import lives, started, until
+from .test_zygotes import answers, build, packages_of
 
 # What a kernel can find out about itself; what a fresh one does not have twice is told by its shape.
 REPORT = """
@@ -34,23 +34,25 @@ handlers = {name: str(signal.getsignal(getattr(signal, name))).split(" at ")[0]
 fds = []
 for fd in os.listdir("/proc/self/fd"):
     try:
-        fds.append(re.sub(r"\\d+", "N", plain(os.readlink("/proc/self/fd/" + fd))))
+        fds.append(re.sub(r"\\d+|-journal$", "", plain(os.readlink("/proc/self/fd/" + fd))))
     except OSError:
         pass
 print(json.dumps({
     "environ": {k: plain(v) for k, v in os.environ.items()}, "cwd": os.getcwd(), "argv": [plain(a) for a in sys.argv],
     "orig_argv": len(sys.orig_argv), "path": sys.path, "dh": [str(d) for d in _dh], "starting": shell.starting_dir,
-    "ns": sorted(n for n in shell.user_ns if not re.match("_i*[0-9]*$", n)), "hidden": sorted(map(str, shell.user_ns_hidden)),
-    "session": shell.user_ns.get("__session__"), "locale": [locale.getlocale(), sys.getfilesystemencoding(), sys.flags.utf8_mode],
-    "handlers": handlers, "threads": sorted(t.name.split("-")[0] for t in threading.enumerate()), "fds": sorted(set(fds)),
-    "leader": os.getsid(0) == os.getpid(), "group": os.getpgid(0) == os.getpid(), "umask": os.umask(0o22),
-    "oom": open("/proc/self/oom_score_adj").read(), "comm": open("/proc/self/comm").read(), "nice": os.nice(0),
+    "ns": sorted(n for n in shell.user_ns if not re.match("_i*[0-9]*$", n)),
+    "hidden": sorted(map(str, shell.user_ns_hidden)), "session": shell.user_ns.get("__session__"),
+    "locale": [locale.getlocale(), sys.getfilesystemencoding(), sys.flags.utf8_mode], "fds": sorted(set(fds)),
+    "handlers": handlers, "threads": sorted(t.name.split("-")[0] for t in threading.enumerate()),
+    "leader": os.getsid(0) == os.getpid(), "group": os.getpgid(0) == os.getpid(), "prefix": sys.prefix,
+    "umask": os.umask(0o22), "oom": open("/proc/self/oom_score_adj").read(),
+    "comm": open("/proc/self/comm").read(), "nice": os.nice(0),
     "zone": time.strftime("%Z", time.localtime(0)), "tzname": time.tzname, "faults": faulthandler.is_enabled(),
     "gc": [gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()], "modules": sorted(sys.modules),
     "extensions": sorted(shell.extension_manager.loaded), "magics": sorted(shell.magics_manager.magics["line"]),
     "profile": str(shell.profile_dir.location), "history": str(shell.history_manager.hist_file),
     "lines": shell.history_manager.session_number > 0, "file": plain(app.connection_file),
-    "key": app.session.key.decode(), "ip": plain(app.ip), "config": str(app.config), "log": app.log.level,
+    "key": app.session.key.decode(), "ip": plain(app.ip), "config": plain(app.config), "log": app.log.level,
     "loggers": sorted(n for n in logging.root.manager.loggerDict), "count": shell.execution_count,
     "events": {k: len(v) for k, v in shell.events.callbacks.items()}, "tmp": tempfile.gettempdir(),
     "sqlite": sqlite3.connect.__wrapped__ is not None, "main": sys.modules["__main__"].__name__,
@@ -59,7 +61,17 @@ print(json.dumps({
 """
 # A module that looks at its environment when it is imported, as numerical libraries do.
 READS = "import os\nSEEN = {name: os.environ.get(name) for name in ('OMP_NUM_THREADS', 'OWN', 'TZ')}\n"
-QUICK = "from forkserver import standbys\nstandbys.PAUSE = 0.05\n"
+# What lets another be made soon, and lets one be seen that is prepared.
+QUICK = """
+from forkserver import standbys
+standbys.PAUSE = 0.05
+hear = standbys.Standby._hear
+def heard(self, link, said):
+    if said:
+        open(self.directory + "/prepared", "w").close()
+    hear(self, link, said)
+standbys.Standby._hear = heard
+"""
 DAY_ENV = {"OWN": "1", "OMP_NUM_THREADS": "3"}
 
 
@@ -81,23 +93,17 @@ def serve(place: Place, number: int = 1, launcher: str = "") -> Talk:
 
 
 def standbys(place: Place) -> list[int]:
-    """Return the processes that wait for an order: those with the score of one that goes first."""
-    found = []
-    for child in psutil.Process(place.pid).children():
-        try:
-            waits = Path(f"/proc/{child.pid}/wchan").read_text() != "" and is_bound(child.pid)
-            if waits and Path(f"/proc/{child.pid}/oom_score_adj").read_text() == "500\n":
-                found.append(child.pid)
-        except OSError:
-            continue
-    return sorted(found)
+    """Return the processes that wait for an order, by their score, once all of them are prepared."""
+    bound = [path.parent for path in (place.root / "k").glob("*/prepared") if not (path.parent / "kernel.json").exists()]
+    pids = [child.pid for child in psutil.Process(place.pid).children() if goes_first(child.pid)]
+    return sorted(pids) if len(bound) == len(pids) else []
 
 
-def is_bound(pid: int) -> bool:
-    """Tell whether a process has its heart beating: the last thing before its shell is made."""
-    return any(thread.read_text() == "IPythonHistory\n" for thread in Path(f"/proc/{pid}/task").glob("*/comm")) or (
-        len(list(Path(f"/proc/{pid}/task").iterdir())) >= 7
-    )
+def goes_first(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/oom_score_adj").read_text() == "500\n"
+    except OSError:
+        return False
 
 
 def birth(place: Place, name: str, **other: Any) -> dict[str, Any]:
@@ -122,7 +128,14 @@ def have(place: Place, clients: list[BlockingKernelClient], name: str) -> Blocki
     [
         {},
         {"TZ": "Asia/Tokyo", "JPY_SESSION_NAME": "/a/b.ipynb", "OWN": "2"},
-        {"TERM": "dumb", "PAGER": "less", "FORCE_COLOR": "0", "MPLBACKEND": "agg", "LANG": "C", "PATH": "/usr/bin:/bin"},
+        {
+            "TERM": "dumb",
+            "PAGER": "less",
+            "FORCE_COLOR": "0",
+            "MPLBACKEND": "agg",
+            "LANG": "C",
+            "PATH": "/usr/bin:/bin",
+        },
     ],
     ids=["plain", "notebook", "colliding"],
 )
@@ -132,13 +145,10 @@ def test_it_is_what_a_fresh_kernel_is(place: Place, clients: list[BlockingKernel
     pid = spawned(talk, birth(place, "standby", env=env))
     assert pid == waiting
     first = report(have(place, clients, "standby"))
-    # One that is to have arguments, be they the usual ones, is no standby's.
-    fresh = spawned(talk, birth(place, "fresh", env=env, arguments=["--IPKernelApp.quiet=True"]))
-    assert fresh not in {waiting, *standbys(place)}
-    second = report(have(place, clients, "fresh"))
-    assert second["argv"].pop() == "--IPKernelApp.quiet=True"
-    assert second.pop("config") != first.pop("config")
-    assert first == second
+    until(lambda: len(standbys(place)) == 1, LIMIT)
+    talk.ask("settings", idle_timeout=0.0, standby_kernels=0)
+    spawned(talk, birth(place, "fresh", env=env))
+    assert report(have(place, clients, "fresh")) == first
     assert first["imported"] == {name: env.get(name) for name in ("OMP_NUM_THREADS", "OWN", "TZ")}
     assert first["cwd"] == first["starting"] == str(place.machine.notebooks)
     assert first["zone"] == ("JST" if "TZ" in env else first["zone"])
@@ -164,7 +174,9 @@ def test_its_history_begins_with_its_notebook(place: Place, clients: list[Blocki
     spawned(talk, birth(place, "b"))
     second = have(place, clients, "b")
     printed(second, "'of the second'")
-    said = printed(second, "print(list(get_ipython().history_manager.get_range(0)), get_ipython().history_manager.session_number)")
+    said = printed(
+        second, "print(list(get_ipython().history_manager.get_range(0)), get_ipython().history_manager.session_number)"
+    )
     assert "of the second" in said["stdout"]
     assert "of the first" not in said["stdout"]
     assert said["stdout"].endswith(" 2\n")
@@ -175,7 +187,8 @@ def test_the_users_startup_runs_in_the_notebooks_place(place: Place, clients: li
     startup.mkdir(parents=True)
     ran = place.machine.root / "ran"
     (startup / "00.py").write_text(
-        f"import os\nwith open({str(ran)!r}, 'a') as file:\n    print(os.getcwd(), os.environ.get('OWN'), file=file)\nmine = 5\n"
+        "import os\nmine = 5\n"
+        f"with open({str(ran)!r}, 'a') as file:\n    print(os.getcwd(), os.environ.get('OWN'), file=file)\n"
     )
     talk = serve(place)
     assert not ran.exists()
@@ -232,7 +245,7 @@ def test_several_at_once_and_none(place: Place) -> None:
     talk = serve(place, 3)
     before = standbys(place)
     numbers = [talk.send("spawn", **birth(place, f"k{number}")) for number in range(3)]
-    assert {talk.answer(number)["ok"]["pid"] for number in numbers} == set(before)
+    assert {answer["ok"]["pid"] for answer in answers(talk, numbers)} == set(before)
     until(lambda: len(standbys(place)) == 3, LIMIT)
     talk.ask("settings", idle_timeout=0.0, standby_kernels=0)
     until(lambda: not standbys(place), LIMIT)
@@ -308,7 +321,9 @@ def test_a_configuration_is_the_notebooks_to_read(place: Place, clients: list[Bl
     (waiting,) = standbys(place)
     profile = place.machine.guest_home / ".ipython" / "profile_default"
     profile.mkdir(parents=True, exist_ok=True)
-    (profile / "ipython_kernel_config.py").write_text("import os\nc.InteractiveShellApp.exec_lines = ['mine = %r' % os.getcwd()]\n")
+    (profile / "ipython_kernel_config.py").write_text(
+        "import os\nc.InteractiveShellApp.exec_lines = ['mine = %r' % os.getcwd()]\n"
+    )
     # One that was made before it was written.
     assert spawned(talk, birth(place, "a")) != waiting
     expected = f"{place.machine.notebooks}\n"
@@ -347,6 +362,32 @@ def test_one_that_dies_as_it_is_handed_out_is_replaced(place: Place, clients: li
     assert not [child for child in psutil.Process(place.pid).children() if child.status() == psutil.STATUS_ZOMBIE]
 
 
+def test_one_that_is_not_ready_yet_is_waited_for(place: Place, clients: list[BlockingKernelClient]) -> None:
+    talk = place.serve(QUICK)
+    talk.ask("settings", idle_timeout=0.0, standby_kernels=1)
+    until(lambda: bool(psutil.Process(place.pid).children()), LIMIT)
+    (child,) = psutil.Process(place.pid).children()
+    child.suspend()
+    number = talk.send("spawn", **birth(place, "a"))
+    assert talk.kernels() == {}
+    child.resume()
+    assert talk.answer(number)["ok"]["pid"] == child.pid
+    assert printed(have(place, clients, "a"), "print(5)")["stdout"] == "5\n"
+    assert "a" in place.directories()
+
+
+def test_one_that_dies_before_it_is_ready_is_replaced(place: Place) -> None:
+    talk = place.serve(QUICK)
+    talk.ask("settings", idle_timeout=0.0, standby_kernels=1)
+    until(lambda: bool(psutil.Process(place.pid).children()), LIMIT)
+    (child,) = psutil.Process(place.pid).children()
+    child.suspend()
+    number = talk.send("spawn", **birth(place, "a"))
+    talk.kernels()
+    child.kill()
+    assert talk.answer(number)["ok"]["pid"] != child.pid
+
+
 def test_a_start_that_is_taken_back_ends_it(place: Place) -> None:
     talk = serve(place)
     (waiting,) = standbys(place)
@@ -381,10 +422,9 @@ def test_an_environments_standby_is_its_own(place: Place, clients: list[Blocking
     until(lambda: standbys(place) not in ([], [ours]), LIMIT)
     (waiting,) = standbys(place)
     assert spawned(talk, birth(place, "b", python=python)) == waiting
-    prefix = str(Path(python).parents[1])
-    assert printed(have(place, clients, "b"), "import sys; print(sys.prefix)")["stdout"] == prefix + "\n"
-    said = [report(have(place, clients, name)) for name in ("a", "b")]
-    assert said[0] == said[1]
+    first, second = (report(client) for client in (have(place, clients, "a"), have(place, clients, "b")))
+    assert first == second
+    assert second["prefix"] == str(Path(python).parents[1])
 
 
 def test_an_environment_that_has_changed_has_a_fresh_kernel(place: Place, clients: list[BlockingKernelClient]) -> None:
@@ -402,15 +442,14 @@ def test_an_environment_that_has_changed_has_a_fresh_kernel(place: Place, client
 # From the host
 
 
-def test_a_kernel_specs_standbys_serve_its_notebooks(machine: Machine, spec: str) -> None:
+def test_a_kernel_specs_standbys_serve_its_notebooks(machine: Machine, guest: FakeGuest, spec: str) -> None:
     configure(machine, standby_kernels=1)
+    ours = machine.guest_home / ".lima-kernels"
     seen = []
     for _ in range(2):
         with started(machine) as notebook:
-            seen.append(notebook.value("(__import__('os').getpid(), __import__('os').getcwd())"))
-            guest = machine.guest_home / ".lima-kernels"
-            until(lambda: len(list(guest.glob("*/k/*/c-5"))) == 2, LIMIT)
+            seen.append(notebook.run("import os; print(os.getpid(), os.getcwd())").split())
+            until(lambda: len(list(ours.glob("*/k/*/c-5"))) == 2, LIMIT)
     assert seen[0][1] == seen[1][1] == str(machine.notebooks)
     assert seen[0][0] != seen[1][0]
-    text = textwrap.dedent(next(guest.glob("*/settings.json")).read_text())
-    assert json.loads(text)["standby_kernels"] == 1
+    assert json.loads(next(ours.glob("*/settings.json")).read_text())["standby_kernels"] == 1

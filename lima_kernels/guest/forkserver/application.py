@@ -89,7 +89,7 @@ def suits(connection: dict[str, Any]) -> bool:
 def give(app: Any, argv: list[str], connection: dict[str, Any]) -> None:
     """Let a prepared application be the kernel of another connection, to which its sockets have been renamed."""
     sys.argv = argv
-    app.connection_file = argv[2]
+    app.connection_file = app.config.IPKernelApp.connection_file = argv[2]
     app.ip = connection["ip"]
     app.session.key = connection["key"].encode()
     shell = app.shell

@@ -18,6 +18,8 @@ from .child import Start, adjust_oom_score, become, begin_session, take_environm
 
 # The exit code of one whose Python has a configuration, which is the notebook's to read.
 UNSUITED = 3
+# What one says when its directory may be renamed.
+PREPARED = b"P"
 # Variables that ipykernel and what it imports look at before a notebook has been asked for.
 _EARLY = (
     "DEBUGPY",
@@ -66,8 +68,11 @@ def _stand_by(start: Start) -> None:
     write_connection(start.directory, _connection(start.directory))
     take_environment({}, start.python, {})
     app = application.prepare(application.arguments_of(start.directory, ()))
-    said = None if app.loaded_config_files else _wait(start.link)
-    if said is None or any(os.path.exists(path) for path in application.config_files(app)):
+    if app.loaded_config_files:
+        os._exit(UNSUITED)
+    start.link.send(PREPARED)
+    said = _wait(start.link)
+    if any(os.path.exists(path) for path in application.config_files(app)):
         os._exit(UNSUITED)
     directory, request = said["directory"], said["request"]
     adjust_oom_score(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import selectors
 import shutil
 import signal
 import socket
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from . import environments, memory
 from .child import Start
 from .standby import UNSUITED
+from .wire import Wire
 from .zygote import BEGIN
 from .zygotes import CannotFork, Order
 
@@ -27,18 +29,35 @@ _SPARE = 0.2
 class Standby:
     """One of them.
 
-    ``pid`` is 0 until it is born; ``ready`` and ``link`` are our ends, which are the kernel's once it is taken.
+    ``pid`` is 0 until it is born; ``ready`` and ``link`` are our ends, which are the kernel's once it is taken;
+    ``on_prepared`` is called when it can become one.
 
     :param fingerprint: of what its environment had installed.
     """
 
-    def __init__(self, directory: str, python: str, fingerprint: str) -> None:
+    def __init__(self, selector: selectors.BaseSelector, directory: str, python: str, fingerprint: str) -> None:
         self.directory = directory
         self.python = python
         self.fingerprint = fingerprint
         self.pid = 0
         self.ready, self.their_ready = os.pipe()
-        self.link, self.their_link = socket.socketpair()
+        ours, self.their_link = socket.socketpair()
+        self.link = Wire(selector, ours, self._hear)
+        self.is_prepared = False
+        self.on_prepared: Callable[[], None] = lambda: None
+
+    def _hear(self, link: Wire, said: bytes) -> None:
+        if said:
+            self.is_prepared = True
+            self.on_prepared()
+        else:
+            link.close()
+
+    def abandon(self) -> None:
+        """Close our copies of our ends, in a forked child."""
+        if self.ready >= 0:
+            os.close(self.ready)
+        self.link.abandon()
 
     def close(self) -> None:
         """Close our ends; it ends then, if it still waits."""
@@ -55,8 +74,9 @@ class Standbys:
     :param fork: forks for an environment, or for our own Python where that is empty.
     """
 
-    def __init__(self, directory: str, fork: Callable[[Order, str], None]) -> None:
+    def __init__(self, directory: str, selector: selectors.BaseSelector, fork: Callable[[Order, str], None]) -> None:
         self._directory = directory
+        self._selector = selector
         self._fork = fork
         self._wanted = 0
         self._python, self._venv = sys.executable, ""
@@ -79,7 +99,7 @@ class Standbys:
         self._due = time.monotonic() + PAUSE
 
     def take(self, python: str, venv: str) -> Standby | None:
-        """Return one that can become a kernel of a Python, if there is one; its end is for others to see."""
+        """Return one that can become a kernel of a Python, or will, if there is one; its end is for others to see."""
         for standby in self._waiting:
             if standby.pid and standby.python == python and standby.fingerprint == _fingerprint(venv):
                 self._waiting.remove(standby)
@@ -119,7 +139,7 @@ class Standbys:
 
     def _make(self) -> None:
         directory = os.path.join(self._directory, secrets.token_hex(8))
-        standby = Standby(directory, self._python, _fingerprint(self._venv))
+        standby = Standby(self._selector, directory, self._python, _fingerprint(self._venv))
         os.mkdir(directory, 0o700)
         self._waiting.append(standby)
         start = Start({}, directory, None, standby.python, standby.their_ready, standby.their_link)
@@ -139,8 +159,7 @@ class Standbys:
         standby.pid = answer
         self._processes[answer] = standby
         if self._venv:
-            with contextlib.suppress(OSError):
-                standby.link.send(BEGIN)
+            standby.link.send(BEGIN)
 
     def pids(self) -> Iterator[int]:
         """Yield the processes whose end we wait for."""
@@ -163,7 +182,7 @@ class Standbys:
     def abandon(self) -> None:
         """Close our copies of what belongs to the parent, in a forked child."""
         for standby in self._waiting:
-            standby.close()
+            standby.abandon()
 
 
 def _fingerprint(venv: str) -> str:

@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from .child import Spawned, Start
@@ -45,7 +46,7 @@ class Starts:
         others: Callable[[], set[int]],
         reap: Callable[[], None],
     ) -> None:
-        self.standbys = Standbys(directory, self._fork_standby)
+        self.standbys = Standbys(directory, selector, self._fork_standby)
         self._selector = selector
         self._kernels = kernels
         self._remove = remove
@@ -111,23 +112,32 @@ class Starts:
             order.born(self._fork_here(order))
 
     def _hand_out(self, standby: Standby, kernel: Kernel, client: Client, request: dict[str, Any], venv: str) -> None:
-        """Let a standby become a kernel."""
+        """Let a standby become a kernel, as soon as it can."""
+        starting = self._starting[kernel.name] = Starting(kernel, client, request, standby.ready, standby)
+        # Its end is ours to close from here on.
+        standby.ready = -1
+        kernel.link = standby.link
+        settle = partial(self._handed_out, starting, request, venv)
+        self._selector.register(starting.ready, selectors.EVENT_READ, lambda _: settle())
+        standby.on_prepared = partial(self._order, starting, request)
+        if standby.is_prepared:
+            standby.on_prepared()
+
+    def _order(self, starting: Starting, request: dict[str, Any]) -> None:
+        """Tell a standby which kernel it is, and have a record of it."""
+        kernel, standby = starting.kernel, starting.standby
+        assert standby is not None
         try:
             os.rename(standby.directory, kernel.directory)
             standby.directory = kernel.directory
             kernel.pid = standby.pid
             kernel.save()
-        except OSError:
-            self.standbys.give_up(standby)
-            raise
-        kernel.link = Wire(self._selector, standby.link, kernel.hear)
-        starting = self._starting[kernel.name] = Starting(kernel, client, request, standby.ready, standby)
-        # Its end is ours to close from here on.
-        standby.ready = -1
-        self._selector.register(
-            starting.ready, selectors.EVENT_READ, lambda _: self._handed_out(starting, request, venv)
-        )
-        kernel.link.send(standby_order(kernel.directory, request))
+        except OSError as error:
+            self._drop(starting)
+            self._unborn(starting, disk_full() or "%s: %s" % (type(error).__name__, error))
+            return
+        standby.link.on_data = kernel.hear
+        standby.link.send(standby_order(kernel.directory, request))
 
     def _handed_out(self, starting: Starting, request: dict[str, Any], venv: str) -> None:
         """A standby has become a kernel; or it has ended, and a fresh one is begun."""
