@@ -94,7 +94,9 @@ def serve(place: Place, number: int = 1, launcher: str = "") -> Talk:
 
 def standbys(place: Place) -> list[int]:
     """Return the processes that wait for an order, by their score, once all of them are prepared."""
-    bound = [path.parent for path in (place.root / "k").glob("*/prepared") if not (path.parent / "kernel.json").exists()]
+    bound = [
+        path.parent for path in (place.root / "k").glob("*/prepared") if not (path.parent / "kernel.json").exists()
+    ]
     pids = [child.pid for child in psutil.Process(place.pid).children() if goes_first(child.pid)]
     return sorted(pids) if len(bound) == len(pids) else []
 
