@@ -366,7 +366,7 @@ class Forkserver:
         return _decoded(await self._ask("claim", mount=mount, owner=owner), _Claimed).joining
 
     async def obey(self, idle_timeout: float, standby_kernels: int) -> None:
-        """Say, for all kernels, when an idle guest shuts itself down, in seconds and 0 for never; and how many stand by."""
+        """Say for all kernels when an idle guest shuts down, in seconds and 0 for never; and how many stand by."""
         if (idle_timeout, standby_kernels) != self._obeyed:
             await self._ask("settings", idle_timeout=idle_timeout, standby_kernels=standby_kernels)
             self._obeyed = idle_timeout, standby_kernels

@@ -42,7 +42,7 @@ print(json.dumps({
     "orig_argv": len(sys.orig_argv), "path": sys.path, "dh": [str(d) for d in _dh], "starting": shell.starting_dir,
     "ns": sorted(n for n in shell.user_ns if not re.match("_i*[0-9]*$", n)),
     "hidden": sorted(map(str, shell.user_ns_hidden)), "session": shell.user_ns.get("__session__"),
-    "locale": [locale.getlocale(), sys.getfilesystemencoding(), sys.flags.utf8_mode], "fds": sorted(set(fds)),
+    "locale": [locale.getlocale(), sys.getfilesystemencoding(), sys.flags.utf8_mode], "fds": sorted({fd for fd in fds if "profile_default" not in fd}),
     "handlers": handlers, "threads": sorted(t.name.split("-")[0] for t in threading.enumerate()),
     "leader": os.getsid(0) == os.getpid(), "group": os.getpgid(0) == os.getpid(), "prefix": sys.prefix,
     "umask": os.umask(0o22), "oom": open("/proc/self/oom_score_adj").read(),
@@ -94,11 +94,10 @@ def serve(place: Place, number: int = 1, launcher: str = "") -> Talk:
 
 def standbys(place: Place) -> list[int]:
     """Return the processes that wait for an order, by their score, once all of them are prepared."""
-    bound = [
-        path.parent for path in (place.root / "k").glob("*/prepared") if not (path.parent / "kernel.json").exists()
-    ]
+    directories = [path.parent for path in (place.root / "k").glob("*/prepared")]
+    waiting = [directory for directory in directories if not (directory / "kernel.json").exists()]
     pids = [child.pid for child in psutil.Process(place.pid).children() if goes_first(child.pid)]
-    return sorted(pids) if len(bound) == len(pids) else []
+    return sorted(pids) if len(waiting) == len(pids) else []
 
 
 def goes_first(pid: int) -> bool:
