@@ -119,20 +119,33 @@ class Server:
         """Serve for ever; a child leaves it by :class:`Spawned`."""
         while True:
             self._idle.look(self.registry.is_in_use())
-            for key, mask in self._selector.select(self._patience()):
-                # An earlier event of this round may have closed it, and its number may be another's now.
-                present = self._selector.get_map().get(key.fd)
-                if present is not None and present.data == key.data:
-                    key.data(mask)
+            deadline = self._deadline()
+            while self._only_carried(deadline):
+                pass
             self._tick()
 
-    def _patience(self) -> float | None:
-        """Return for how many seconds nothing needs to be looked at without an event."""
+    def _deadline(self) -> float:
+        """Return when something needs to be looked at without an event, in monotonic seconds."""
         deadlines = [*self.registry.deadlines(), *self._mounts.deadlines()]
         if (idle_end := self._idle.deadline()) is not None:
             deadlines.append(idle_end)
-        # The system takes no more than 24 days.
-        return min(max(0.0, min(deadlines) - time.monotonic()), LONGEST_WAIT) if deadlines else None
+        # The system waits no longer than 24 days.
+        return min(deadlines, default=time.monotonic() + LONGEST_WAIT)
+
+    def _only_carried(self, deadline: float) -> bool:
+        """Handle what happens next; tells whether that was data of streams only, after which all else is as it was."""
+        only_carried = False
+        events = self._selector.select(min(max(0.0, deadline - time.monotonic()), LONGEST_WAIT))
+        for key, mask in events:
+            # An earlier event of this round may have closed it, and its number may be another's now.
+            present = key if len(events) == 1 else self._selector.get_map().get(key.fd)
+            if present is not None and present.data == key.data:
+                key.data(mask)
+            wire = getattr(key.data, "__self__", None)
+            only_carried = isinstance(wire, Wire) and wire.only_carries and wire.is_open
+            if not only_carried:
+                deadline = 0.0
+        return only_carried and time.monotonic() < deadline
 
     def _tick(self) -> None:
         self.registry.look()
