@@ -106,6 +106,13 @@ def start(vm: str, notebooks: Path) -> Iterator[Callable[..., Notebook]]:
             notebook.manager.shutdown_kernel(now=True)
 
 
+def until(condition: Callable[[], bool], what: str, seconds: float = 120.0) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, what
+        time.sleep(0.2)
+
+
 def entered(steps: list[Step], since: int, phase: Phase) -> bool:
     return any(step.phase is phase for step in steps[since:])
 
