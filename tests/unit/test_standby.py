@@ -168,8 +168,11 @@ def test_notes_signals_and_its_end(place: Place, clients: list[BlockingKernelCli
     assert talk.kernels()["a"]["busy"] is False
     talk.ask("note", kernel="a", text="again")
     assert printed(client, "1")["stderr"] == "[lima-kernels] again\n"
-    client.execute("import time; time.sleep(60)")
-    until(lambda: talk.kernels()["a"]["busy"] is True, LIMIT)
+    client.execute("import time; print('begins', flush=True); time.sleep(60)")
+    # Of what is interrupted before, ipykernel sends no reply.
+    while client.get_iopub_msg(timeout=LIMIT)["msg_type"] != "stream":
+        pass
+    assert talk.kernels()["a"]["busy"] is True
     talk.ask("signal", kernel="a", signum=signal.SIGINT)
     until(lambda: talk.kernels()["a"]["busy"] is False, LIMIT)
     talk.ask("signal", kernel="a", signum=signal.SIGKILL)

@@ -83,6 +83,7 @@ class Standbys:
         self._waiting: list[Standby] = []
         # Those that have not been reaped: whoever waits, or was given up.
         self._processes: dict[int, Standby] = {}
+        # Pythons whose kernels read a configuration, as far as is known; until we are started anew.
         self._unsuited: set[str] = set()
         self._due: float | None = None
 
@@ -129,18 +130,16 @@ class Standbys:
         self._due = None
         for standby in [standby for standby in self._waiting if standby.python != self._python]:
             self.give_up(standby)
-        use = memory.usage()
-        if self._python in self._unsuited or use["total"] - use["used"] < _SPARE * use["total"]:
-            return
         # Without room on the disk, or an environment that was removed, there is none until a kernel starts again.
         with contextlib.suppress(OSError):
-            while len(self._waiting) < self._wanted:
+            while len(self._waiting) < self._wanted and self._python not in self._unsuited and _has_spare_memory():
                 self._make()
 
     def _make(self) -> None:
+        fingerprint = _fingerprint(self._venv)
         directory = os.path.join(self._directory, secrets.token_hex(8))
-        standby = Standby(self._selector, directory, self._python, _fingerprint(self._venv))
         os.mkdir(directory, 0o700)
+        standby = Standby(self._selector, directory, self._python, fingerprint)
         self._waiting.append(standby)
         start = Start({}, directory, None, standby.python, standby.their_ready, standby.their_link)
         order = Order(start, lambda answer: self._born(standby, answer))
@@ -183,6 +182,11 @@ class Standbys:
         """Close our copies of what belongs to the parent, in a forked child."""
         for standby in self._waiting:
             standby.abandon()
+
+
+def _has_spare_memory() -> bool:
+    use = memory.usage()
+    return use["total"] - use["used"] >= _SPARE * use["total"]
 
 
 def _fingerprint(venv: str) -> str:

@@ -79,10 +79,9 @@ class Starts:
         ready_r, ready_w = os.pipe()
         ours, theirs = socket.socketpair()
         kernel.link = Wire(self._selector, ours, kernel.hear)
-        starting = self._starting[kernel.name] = Starting(kernel, client, request, ready_r)
-        python = request.get("python") or sys.executable
+        starting = self._starting[kernel.name] = Starting(kernel, client, request, venv, ready=ready_r)
         order = Order(
-            Start(request, kernel.directory, spec, python, ready_w, theirs),
+            Start(request, kernel.directory, spec, starting.python, ready_w, theirs),
             lambda answer: self._answered(starting, answer),
         )
         try:
@@ -95,7 +94,6 @@ class Starts:
                 order.close()
                 self._unborn(starting)
             raise
-        self.standbys.renew(python, venv)
 
     def _fork_here(self, order: Order) -> int:
         """Fork from ourselves a kernel, or what becomes another program, and return its process id."""
@@ -113,11 +111,13 @@ class Starts:
 
     def _hand_out(self, standby: Standby, kernel: Kernel, client: Client, request: dict[str, Any], venv: str) -> None:
         """Let a standby become a kernel, as soon as it can."""
-        starting = self._starting[kernel.name] = Starting(kernel, client, request, standby.ready, standby)
+        starting = self._starting[kernel.name] = Starting(
+            kernel, client, request, venv, ready=standby.ready, standby=standby
+        )
         # Its end is ours to close from here on.
         standby.ready = -1
         kernel.link = standby.link
-        settle = partial(self._handed_out, starting, request, venv)
+        settle = partial(self._handed_out, starting, request)
         self._selector.register(starting.ready, selectors.EVENT_READ, lambda _: settle())
         standby.on_prepared = partial(self._order, starting, request)
         if standby.is_prepared:
@@ -139,22 +139,20 @@ class Starts:
         standby.link.on_data = kernel.hear
         standby.link.send(standby_order(kernel.directory, request))
 
-    def _handed_out(self, starting: Starting, request: dict[str, Any], venv: str) -> None:
+    def _handed_out(self, starting: Starting, request: dict[str, Any]) -> None:
         """A standby has become a kernel; or it has ended, and a fresh one is begun."""
-        kernel, standby = starting.kernel, starting.standby
-        assert standby is not None
+        kernel = starting.kernel
         bound = os.read(starting.ready, 1)
         self._close_ready(starting)
         if bound:
             self._kernels[kernel.name] = kernel
-            self.standbys.renew(standby.python, venv)
             self._started(starting)
             return
         self._drop(starting)
         del self._starting[kernel.name]
         self.reap_orphans()
         try:
-            self._begin(kernel, starting.client, request, None, venv)
+            self._begin(kernel, starting.client, request, None, starting.venv)
         except OSError as error:
             text = disk_full() or "%s: %s" % (type(error).__name__, error)
             starting.client.send({"id": starting.number, "error": text})
@@ -231,6 +229,8 @@ class Starts:
     def _started(self, starting: Starting) -> None:
         del self._starting[starting.kernel.name]
         self._close_ready(starting)
+        if not starting.is_program:
+            self.standbys.renew(starting.python, starting.venv)
         starting.client.send({"id": starting.number, "ok": {"pid": starting.kernel.pid}})
 
     def _failed(self, starting: Starting) -> None:
