@@ -125,4 +125,5 @@ def guest_shell(command: str, timeout: float = 60) -> str:
 
 
 def kernels_in_guest() -> list[str]:
-    return guest_shell("ls ~/.lima-kernels/*/k").split()
+    # One that stands by has no record yet.
+    return guest_shell("ls -d ~/.lima-kernels/*/k/*/kernel.json 2>/dev/null || :").split()
