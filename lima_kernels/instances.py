@@ -47,6 +47,7 @@ class Wish(NamedTuple):
     :param create_timeout: seconds until the instance exists; an image may have to be downloaded for it.
     :param boot_timeout: seconds for all that follows, until the guest is ready.
     :param idle_timeout: seconds without a kernel after which the VM shuts itself down; 0 for never.
+    :param standby_kernels: how many kernels the VM keeps ready.
     :param locked: the lock of the environment that a kernel runs in; None for what the VM was provisioned with.
     :param golden: a stopped VM of ours that a new one may be a copy of; made anew when that does not exist.
     """
@@ -57,6 +58,7 @@ class Wish(NamedTuple):
     create_timeout: float = CREATE_TIMEOUT
     boot_timeout: float = BOOT_TIMEOUT
     idle_timeout: float = 0.0
+    standby_kernels: int = 0
     locked: Locked | None = None
     golden: str = ""
 

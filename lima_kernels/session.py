@@ -278,7 +278,7 @@ async def open_session(vm: VM, wish: Wish, launch: Launch) -> Session:
 async def _opened(vm: VM, wish: Wish, guest: Guest, launch: Launch) -> Session:
     # What killed processes left on this host goes.
     leases.held(vm.name)
-    await guest.forkserver.stop_when_idle(wish.idle_timeout)
+    await guest.forkserver.obey(wish.idle_timeout, wish.standby_kernels)
     if launch.facts.session and (found := await _adopted(vm, wish, guest, launch)):
         return found
     session = Session(vm, wish, guest, secrets.token_hex(8), launch.keep)

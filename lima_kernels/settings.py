@@ -6,7 +6,7 @@ import enum
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from traitlets import Bool, CaselessStrEnum, Float, HasTraits, List, TraitError, Unicode
+from traitlets import Bool, CaselessStrEnum, Float, HasTraits, Int, List, TraitError, Unicode
 
 from .errors import ConfigurationError, nearest
 from .guest.forwards import Transport
@@ -63,6 +63,14 @@ class Settings(HasTraits):
     )
     idle_timeout = Float(
         0.0, config=True, help="Seconds without a kernel or terminal after which the VM shuts down; 0 for never."
+    )
+    standby_kernels = Int(
+        1,
+        min=0,
+        max=16,
+        config=True,
+        help="How many kernels the VM keeps ready, so that the next start takes no time; none while its "
+        "memory is short.",
     )
     kernel_timeout = Float(120.0, config=True, help="Seconds for the kernel itself once the guest is ready.")
     control = CaselessStrEnum(

@@ -48,6 +48,7 @@ def wish_for(settings: Settings, described: Described, directory: Path | None) -
         create_timeout=settings.create_timeout,
         boot_timeout=settings.boot_timeout,
         idle_timeout=settings.idle_timeout,
+        standby_kernels=settings.standby_kernels,
         locked=described.locked,
         golden=described.golden,
     )
@@ -56,5 +57,5 @@ def wish_for(settings: Settings, described: Described, directory: Path | None) -
 async def ready_guest(instance: str, wish: Wish) -> Guest:
     """Return the guest of a VM, which is made and booted as needed; to be awaited in the I/O thread."""
     guest = await runtime().vm(instance).ensure(wish)
-    await guest.forkserver.stop_when_idle(wish.idle_timeout)
+    await guest.forkserver.obey(wish.idle_timeout, wish.standby_kernels)
     return guest

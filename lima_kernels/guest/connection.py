@@ -15,6 +15,7 @@ from ..errors import ConnectionFailed, GuestError, HostError, HostKeyChanged
 from .ends import Peer, Receiver
 from .host_keys import KeyStore
 from .knocking import answered
+from .packets import without_ignored
 
 # As Lima itself prefers: AES in hardware, and the fastest of all in an emulated guest.
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes128-ctr")
@@ -229,6 +230,7 @@ class Connection:
 
     def __init__(self, ssh: asyncssh.SSHClientConnection) -> None:
         self._ssh = ssh
+        ssh.send_packet = without_ignored(ssh.send_packet)  # type: ignore[method-assign]
         self.closed = asyncio.Event()
         self._watcher = asyncio.ensure_future(self._watch())
 

@@ -219,7 +219,7 @@ class Forkserver:
         self._pending: dict[int, asyncio.Future[_Message]] = {}
         self._number = 0
         self._has_answered = False
-        self._idle_timeout: float | None = None
+        self._obeyed: tuple[float, int] | None = None
         self._task = asyncio.ensure_future(self._read())
 
     async def _read(self) -> None:
@@ -365,11 +365,11 @@ class Forkserver:
         """Serve a mount from now on, or still, and return whether its sshfs waits for that just now."""
         return _decoded(await self._ask("claim", mount=mount, owner=owner), _Claimed).joining
 
-    async def stop_when_idle(self, seconds: float) -> None:
-        """Let the guest shut itself down after so many seconds without a kernel; 0 for never."""
-        if seconds != self._idle_timeout:
-            await self._ask("settings", idle_timeout=seconds)
-            self._idle_timeout = seconds
+    async def obey(self, idle_timeout: float, standby_kernels: int) -> None:
+        """Say for all kernels when an idle guest shuts down, in seconds and 0 for never; and how many stand by."""
+        if (idle_timeout, standby_kernels) != self._obeyed:
+            await self._ask("settings", idle_timeout=idle_timeout, standby_kernels=standby_kernels)
+            self._obeyed = idle_timeout, standby_kernels
 
     async def remove(self, kernel: str) -> None:
         """Kill whatever is left of a kernel's session and remove its directory."""

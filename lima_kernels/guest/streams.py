@@ -21,6 +21,9 @@ from .forkserver.resumable import ProtocolError, Resumable
 _LINE_LIMIT = 4096
 # Seconds.
 OPEN_TIMEOUT = 30.0
+# Bytes. Less is a message that somebody waits for; more is written as it is.
+SMALL = 16 * 1024
+ENOUGH = 256 * 1024
 
 
 class Claim(NamedTuple):
@@ -122,6 +125,9 @@ class Stream(asyncio.Protocol):
         self._has_ended = False
         self._client_is_full = False
         self._client: asyncio.Transport | None = None
+        # Much that comes at once goes to the client at once: each time it is woken costs more than what it is given.
+        self._pieces: list[memoryview] = []
+        self._gathered = 0
         self._carrier: _Carrier | None = None
 
     # The client's side
@@ -132,7 +138,7 @@ class Stream(asyncio.Protocol):
         self._on_made(self)
 
     def data_received(self, data: bytes) -> None:
-        self._send(self._state.give(data))
+        self._send(b"".join(self._state.give(data)))
         self.flow()
 
     def connection_lost(self, _error: Exception | None) -> None:
@@ -214,19 +220,34 @@ class Stream(asyncio.Protocol):
             return
         try:
             for payload in self._state.take(data):
-                # One that has hung up in the middle of much is told of a moment later.
-                if self._client is not None and not self._client.is_closing():
-                    self._client.write(payload)
+                self._gather(payload)
         except ProtocolError:
             self.close()
             return
         if self._state.ended:
+            self._hand_on()
             if self._client is None:
                 self.close()
                 return
             self._client.close()
         self._send(self._state.acknowledge())
         self.flow()
+
+    def _gather(self, payload: memoryview) -> None:
+        """Give the client payload, now or with what else comes in the same moment."""
+        self._pieces.append(payload)
+        self._gathered += len(payload)
+        if self._gathered < SMALL or self._gathered >= ENOUGH:
+            self._hand_on()
+        elif len(self._pieces) == 1:
+            asyncio.get_running_loop().call_soon(self._hand_on)
+
+    def _hand_on(self) -> None:
+        """Give the client what has come for it; may be called twice."""
+        pieces, self._pieces, self._gathered = self._pieces, [], 0
+        # One that has hung up in the middle of much is told of a moment later.
+        if pieces and self._client is not None and not self._client.is_closing():
+            self._client.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
     def cut(self, carrier: _Carrier) -> None:
         """A carrier is gone; the stream waits for the next."""

@@ -47,7 +47,7 @@ async def make(vm: VM, wish: Wish) -> None:
 async def _make(vm: VM, wish: Wish) -> None:
     assert wish.locked is not None
     try:
-        guest = await vm.ensure(wish._replace(directory=None, golden="", idle_timeout=0.0))
+        guest = await vm.ensure(wish._replace(directory=None, golden="", idle_timeout=0.0, standby_kernels=0))
         await syncing.sync(vm, guest, wish.locked, timeout=wish.create_timeout)
         done = await guest.connection.run("sudo -n sh -s", stdin=_FORGET, timeout=_FORGET_TIMEOUT)
         if done.status:

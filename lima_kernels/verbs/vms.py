@@ -83,7 +83,7 @@ async def start(context: Context, options: argparse.Namespace) -> Note:
     name = context.instance(options.name)
     wish = await wish_to_start(context.limactl, name, context.here)
     guest = await context.vm(name).ensure(wish)
-    await guest.forkserver.stop_when_idle(wish.idle_timeout)
+    await guest.forkserver.obey(wish.idle_timeout, wish.standby_kernels)
     return Note(f"The VM {name} is ready.")
 
 

@@ -72,6 +72,21 @@ class Lab:
                 return error.code, error.read().decode(errors="replace")
 
 
+def run_cell(page: Page, number: int, code: str) -> Locator:
+    """Run a cell of a notebook, and return it."""
+    cell = page.locator(".jp-Notebook .jp-CodeCell").nth(number)
+    editor = cell.locator(".cm-content")
+    first_line = code.partition("\n")[0]
+    deadline = time.monotonic() + LIMIT
+    editor.fill(code)
+    # Lab may put another editor in the place of the one that it drew first; what was typed is gone with that.
+    while first_line not in editor.inner_text():
+        assert time.monotonic() < deadline, "the cell takes no text"
+        editor.fill(code)
+    page.keyboard.press("Shift+Enter")
+    return cell
+
+
 def show_vms(page: Page) -> Locator:
     """Bring the sidebar up by its command, as the palette does, and return it."""
     panel = page.locator(".lk-sidebar")

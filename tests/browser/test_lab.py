@@ -8,7 +8,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from tests.unit.conftest import Machine
 from tests.unit.test_kernel import until
 
-from .lab import LIMIT, LOST_KERNEL, Lab, card, paged, picture, serious_faults, show_vms, toast
+from .lab import LIMIT, LOST_KERNEL, Lab, card, paged, picture, run_cell, serious_faults, show_vms, toast
 
 TEMPLATE = "images:\n- location: x\ncpus: 2\nmemory: 4GiB\n"
 SLOW = LIMIT * 1000
@@ -28,11 +28,6 @@ def press(within: Locator | Page, name: str) -> None:
 
 def begin_notebook(page: Page) -> None:
     page.locator(".jp-LauncherCard[data-category=Notebook]").filter(has_text="Linux (Lima)").click()
-
-
-def run_cell(page: Page, code: str) -> None:
-    page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.fill(code)
-    page.keyboard.press("Shift+Enter")
 
 
 def test_the_sidebar_shows_vms_and_starts_and_stops_them(lab: Lab, machine: Machine, page: Page) -> None:
@@ -80,7 +75,7 @@ def test_a_kernels_vm_is_made_in_sight_and_a_cell_runs(lab: Lab, machine: Machin
     picture(page, "lab-progress")
     expect(toast(page, "The VM lima-kernels is ready for its kernel.")).to_be_visible(timeout=SLOW)
     expect(page.locator(".jp-Notebook-ExecutionIndicator")).to_have_attribute("data-status", "idle", timeout=SLOW)
-    run_cell(page, "print(6 * 7, 'in the guest')")
+    run_cell(page, 0, "print(6 * 7, 'in the guest')")
     expect(page.locator(".jp-OutputArea-output")).to_contain_text("42 in the guest", timeout=SLOW)
     status = page.locator(".lk-status")
     expect(status).to_contain_text("lima-kernels: Running")
@@ -132,7 +127,7 @@ def test_a_kernel_whose_vm_was_stopped_is_no_more_and_restart_boots_it(
         page.locator(".jp-Toolbar [data-command='notebook:restart-kernel']").click()
         expect(card(page, "lima-kernels")).to_contain_text("Running", timeout=SLOW)
         expect(kernel).to_have_attribute("data-status", "idle", timeout=SLOW)
-        run_cell(page, "print(6 * 7, 'again')")
+        run_cell(page, 0, "print(6 * 7, 'again')")
         expect(page.locator(".jp-OutputArea-output")).to_contain_text("42 again", timeout=SLOW)
         assert len(machine.calls("start")) == 2
 

@@ -152,8 +152,18 @@ def workshop(machine: Machine, guest: FakeGuest, monkeypatch: pytest.MonkeyPatch
         yield made
 
 
+def configure(machine: Machine, **config: object) -> None:
+    """Write settings into the kernel spec "lima"."""
+    file = machine.root / "jupyter" / "kernels" / "lima" / "kernel.json"
+    document = json.loads(file.read_text())
+    document["metadata"]["kernel_provisioner"]["config"].update(config)
+    file.write_text(json.dumps(document))
+
+
 @pytest.fixture
 def spec(machine: Machine) -> str:
     """The kernel spec "lima" as `lima-kernels install` writes it."""
     write(make_request("lima", "Linux (Lima)", environment=None, instance=None, attach=False), user=True, prefix=None)
+    # What starts beside all tests is a load for all; test_standby.py has its own.
+    configure(machine, standby_kernels=0)
     return "lima"

@@ -5,6 +5,7 @@ The programs that it runs are scripts that write down what they were told; ``/``
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import pwd
@@ -132,7 +133,10 @@ class Guest:
             mark.unlink()
 
     def ran(self) -> list[list[str]]:
-        """Return what was run since the last look."""
+        """Return what was run since the last look, be it what nobody waits for."""
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, 0):
+                pass
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         self.log.unlink(missing_ok=True)
         return [line.split("\t") for line in lines]
@@ -147,7 +151,7 @@ class Account(NamedTuple):
 def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Guest:
     made = Guest(tmp_path)
     monkeypatch.setattr(cidata, "Path", made.path)
-    for name in ("WHERE", "READY", "ENVIRONMENT", "DONE", "BOOT_COMMANDS", "CERTIFICATES"):
+    for name in ("WHERE", "READY", "ENVIRONMENT", "DONE", "BOOT_COMMANDS", "CERTIFICATES", "BUNDLE", "RELOAD"):
         monkeypatch.setattr(cidata, name, made.path(getattr(cidata, name)))
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.setenv("PATH", str(made.programs), prepend=os.pathsep)
@@ -357,6 +361,26 @@ def test_a_guest_becomes_what_its_cidata_says(guest: Guest) -> None:
     assert not Path(os.environ["RAN"]).exists()
     assert cidata.late()
     assert Path(os.environ["RAN"]).read_text() == "it's\n"
+    # Nobody comes in through systemd's idea of fstab.
+    assert [words for words in ran if words[0] == "systemctl"] == [
+        ["systemctl", "try-reload-or-restart", "--no-block", "systemd-networkd.service"]
+    ]
+    assert ["systemctl", "daemon-reload"] in guest.ran()
+    assert cidata.late()
+    assert ["systemctl", "daemon-reload"] not in guest.ran()
+
+
+def test_certificates_that_the_image_brought_are_not_hashed_again(guest: Guest) -> None:
+    trusted = cidata.parsed(USER_DATA.format(user="me"))["ca_certs"]["trusted"]
+    guest.put(str(cidata.BUNDLE), "other\n" + "".join(trusted))
+    cidata.trust({"ca_certs": {"trusted": trusted}})
+    assert guest.ran() == []
+    # They stay where an update would look for them.
+    assert len(list(cidata.CERTIFICATES.iterdir())) == 2
+    guest.put(str(cidata.BUNDLE), trusted[0])
+    (cidata.CERTIFICATES / "1.crt").unlink()
+    cidata.trust({"ca_certs": {"trusted": trusted}})
+    assert guest.ran() == [["update-ca-certificates"]]
 
 
 def test_what_was_done_is_not_done_again(guest: Guest) -> None:
@@ -365,7 +389,8 @@ def test_what_was_done_is_not_done_again(guest: Guest) -> None:
     guest.put("/etc/ssh/ssh_host_ed25519_key", "made in the first boot")
     table = guest.path("/etc/fstab").stat().st_mtime_ns
     assert cidata.early()
-    assert [words[0] for words in guest.ran()] == ["mount"]
+    # The disk may have grown.
+    assert [words[0] for words in guest.ran()] == ["mount", "resize2fs"]
     assert guest.path("/etc/fstab").stat().st_mtime_ns == table
     # But for what is of each boot.
     for count in (1, 2):
@@ -418,11 +443,16 @@ def test_a_user_who_is_not_there_is_made(guest: Guest, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(pwd, "getpwnam", getpwnam)
     user = cidata.parsed(USER_DATA.format(user="me"))["users"][0]
-    # Where a password is wanted it is not locked, and sudo asks for it.
-    cidata.make_user({**user, "lock_passwd": False, "sudo": "ALL=(ALL) ALL"})
+    # Who has just been made has no password that would have to be locked.
+    cidata.make_user({**user, "sudo": "ALL=(ALL) ALL"})
     options = ["--uid", "4711", "--home-dir", str(guest.path("/home/me.guest")), "--shell", "/bin/bash", "--user-group"]
     assert guest.ran() == [["useradd", "--create-home", "--comment", 'Me "and" I', *options, "me"]]
     assert guest.text("/etc/sudoers.d/90-lima-users") == "me ALL=(ALL) ALL\n"
+    # Who was there is locked, unless a password is wanted.
+    cidata.make_user(user)
+    assert guest.ran() == [["passwd", "--quiet", "--lock", "me"]]
+    cidata.make_user({**user, "lock_passwd": False})
+    assert guest.ran() == []
 
 
 def test_keys_that_a_user_added_stay(guest: Guest) -> None:

@@ -13,7 +13,7 @@ from lima_kernels.cli.main import main
 from lima_kernels.lima import mounting
 from tests.fake_guest import FakeGuest
 
-from .conftest import Machine
+from .conftest import Machine, configure
 
 
 def notebook(machine: Machine, *cells: str) -> Path:
@@ -119,14 +119,6 @@ def test_start_stop_delete(machine: Machine, guest: FakeGuest, spec: str, capsys
     assert len(machine.calls("stop")) == 1
     assert main(["delete"]) == 0
     assert machine.instances() == []
-
-
-def configure(machine: Machine, **config: object) -> None:
-    """Write settings into the kernel spec "lima"."""
-    file = machine.root / "jupyter" / "kernels" / "lima" / "kernel.json"
-    document = json.loads(file.read_text())
-    document["metadata"]["kernel_provisioner"]["config"].update(config)
-    file.write_text(json.dumps(document))
 
 
 def test_start_tells_the_guest_when_to_stop_by_itself(machine: Machine, guest: FakeGuest, spec: str) -> None:

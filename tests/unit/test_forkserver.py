@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -243,7 +244,9 @@ class Place:
             talk.hang_up()
         if self.process is not None and self.process.poll() is None:
             for kernel in self.process_children():
-                os.kill(kernel, signal.SIGKILL)
+                # One may have ended since.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(kernel, signal.SIGKILL)
             self.kill()
         _end_the_guest(self.machine)
 

@@ -106,6 +106,13 @@ def start(vm: str, notebooks: Path) -> Iterator[Callable[..., Notebook]]:
             notebook.manager.shutdown_kernel(now=True)
 
 
+def until(condition: Callable[[], bool], what: str, seconds: float = 120.0) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, what
+        time.sleep(0.2)
+
+
 def entered(steps: list[Step], since: int, phase: Phase) -> bool:
     return any(step.phase is phase for step in steps[since:])
 
@@ -118,4 +125,5 @@ def guest_shell(command: str, timeout: float = 60) -> str:
 
 
 def kernels_in_guest() -> list[str]:
-    return guest_shell("ls ~/.lima-kernels/*/k").split()
+    # One that stands by has no record yet.
+    return guest_shell("ls -d ~/.lima-kernels/*/k/*/kernel.json 2>/dev/null || :").split()

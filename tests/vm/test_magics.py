@@ -29,8 +29,7 @@ from lima_kernels.lima.limactl import Limactl
 from lima_kernels.magics.backend import LimaError
 from tests.client import CellError, Notebook
 
-from .conftest import INSTANCE, Figures, Start, guest_shell, run
-from .test_survival import until
+from .conftest import INSTANCE, Figures, Start, guest_shell, run, until
 
 pytestmark = pytest.mark.timeout(900)
 EXAMPLE = Path(__file__).parents[2] / "notebooks" / "02-magics.ipynb"

@@ -16,8 +16,8 @@ from lima_kernels import added_mounts, paths
 from tests.client import CellError, Notebook
 from tests.own_directories import mount_servers
 
-from .conftest import INSTANCE, Figures, Start, guest_shell
-from .test_survival import FORKSERVER, until
+from .conftest import INSTANCE, Figures, Start, guest_shell, until
+from .test_survival import FORKSERVER
 
 pytestmark = pytest.mark.timeout(600)
 # Writes numbered lines, and cuts every SSH connection to the guest meanwhile.

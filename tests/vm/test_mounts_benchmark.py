@@ -42,6 +42,8 @@ def measured(figures: Figures, used: Sequence[str], *arguments: str) -> dict[str
     return document
 
 
+# Figures, not a capability: of a machine with nothing else to do.
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_our_default_is_as_fast_as_limas(directories: Path, figures: Figures) -> None:
     settings = ("guest's disk", OURS, LIMAS)

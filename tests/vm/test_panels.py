@@ -29,6 +29,7 @@ from tests.browser.lab import (
     card,
     paged,
     picture,
+    run_cell,
     serious_faults,
     serving,
     settings,
@@ -37,8 +38,7 @@ from tests.browser.lab import (
     toast,
 )
 
-from .conftest import INSTANCE, Figures, Start
-from .test_survival import until
+from .conftest import INSTANCE, Figures, Start, until
 
 pytestmark = pytest.mark.timeout(900)
 EXAMPLE = Path(__file__).parents[2] / "notebooks" / "03-widgets.ipynb"
@@ -176,9 +176,7 @@ def press(within: Locator | Page, name: str) -> None:
 
 def cell(page: Page, number: int, code: str) -> Locator:
     """Run a cell, and return its output."""
-    page.locator(".jp-Notebook .jp-CodeCell .cm-content").nth(number).fill(code)
-    page.keyboard.press("Shift+Enter")
-    return page.locator(".jp-Notebook .jp-CodeCell").nth(number).locator(".jp-OutputArea")
+    return run_cell(page, number, code).locator(".jp-OutputArea")
 
 
 def jobs(lab: Lab) -> list[tuple[str, str, str]]:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from lima_kernels.lima.models import Instance, Status
 from lima_kernels.progress import Phase, Step
 from tests.client import Notebook
 
-from .conftest import INSTANCE, Figures, Start, entered, guest_shell, kernels_in_guest, run
+from .conftest import INSTANCE, Figures, Start, entered, guest_shell, kernels_in_guest, run, until
 
 pytestmark = pytest.mark.timeout(900)
 FORKSERVER = "pgrep --full 'lima_kernels_forkserver --root' --oldest"
@@ -51,13 +51,6 @@ time.sleep(600)
 def instance() -> Instance:
     found: Instance = run(Limactl().get(INSTANCE))
     return found
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 120.0) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, what
-        time.sleep(0.2)
 
 
 def obituary(notebook: Notebook) -> str:

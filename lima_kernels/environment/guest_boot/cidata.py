@@ -31,6 +31,10 @@ BOOT_COMMANDS = Path("/var/lib/lima-kernels/boot-commands")
 # By this option our lines in fstab are known again.
 MARK = "x-lima-kernels"
 CERTIFICATES = Path("/usr/local/share/ca-certificates/lima-kernels")
+# All authorities that the guest trusts, as update-ca-certificates writes them.
+BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
+# Says that systemd is to read fstab again, when there is time for that.
+RELOAD = Path("/run/lima-kernels/reload")
 # Where Debian has PyYAML; whoever starts this has left out Python's `site`, for the time it takes.
 PACKAGES = "/usr/lib/python3/dist-packages"
 
@@ -160,17 +164,24 @@ def set_environment(ours: str) -> None:
 
 
 def grow() -> None:
-    """Let the root filesystem fill its disk; it has no partition table."""
+    """Let the root filesystem fill its disk, which may have been made larger since; it has no partition table.
+
+    Nobody waits for that: it can be used meanwhile.
+    """
     source = next(line.split()[0] for line in Path("/proc/mounts").read_text().splitlines() if line.split()[1] == "/")
-    run("resize2fs", os.path.realpath(source))
+    actions = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+    os.posix_spawnp("resize2fs", ["resize2fs", os.path.realpath(source)], os.environ, file_actions=actions)
 
 
 def make_user(user: Document) -> None:
     """Make a user, or give one that exists its keys and rights."""
     name, home = str(user["name"]), Path(user["homedir"])
+    # Whom useradd makes has no password yet.
+    has_password = True
     try:
         pwd.getpwnam(name)
     except KeyError:
+        has_password = False
         options = ["--uid", str(user["uid"]), "--home-dir", str(home), "--shell", str(user["shell"]), "--user-group"]
         # A mount below it may have made the home directory before.
         run("useradd", "--create-home", "--comment", str(user.get("gecos", "")), *options, name)
@@ -187,7 +198,7 @@ def make_user(user: Document) -> None:
     for path in (keys.parent, keys):
         os.chown(path, account.pw_uid, account.pw_gid)
     # Last, for whoever has no password comes in by a key.
-    if user.get("lock_passwd", True):
+    if has_password and user.get("lock_passwd", True):
         run("passwd", "--quiet", "--lock", name)
 
 
@@ -202,7 +213,7 @@ def mount_all(data: Document) -> None:
     mounts = data.get("mounts", [])
     table = Path("/etc/fstab")
     if write(table, fstab(table.read_text(), mounts)):
-        run("systemctl", "daemon-reload")
+        RELOAD.touch()
     for source, point, kind, options, *_ in mounts:
         Path(point).mkdir(parents=True, exist_ok=True)
         if not os.path.ismount(point):
@@ -242,12 +253,15 @@ def trust(data: Document) -> None:
     said = data.get("ca_certs") or {}
     trusted = said.get("trusted", [])
     changed = False
+    known = BUNDLE.read_text() if BUNDLE.exists() else ""
     if said.get("remove_defaults"):
         file = Path("/etc/ca-certificates.conf")
         lines = [line if line.startswith(("#", "!")) else f"!{line}" for line in file.read_text().splitlines()]
         changed |= write(file, "\n".join((*lines, "")))
     for number, certificate in enumerate(trusted):
-        changed |= write(CERTIFICATES / f"{number}.crt", certificate.strip() + "\n")
+        # Those that the image brought are trusted already: to hash them all again takes seconds.
+        is_new = write(CERTIFICATES / f"{number}.crt", certificate.strip() + "\n")
+        changed |= is_new and certificate.strip() not in known
     if changed:
         # /tmp is being cleared at this moment.
         run("update-ca-certificates", TMPDIR=str(WHERE.parent))
@@ -331,14 +345,13 @@ def early() -> bool:
     said = {name: (WHERE / name).read_text() for name in ("user-data", "network-config")}
     meta = (WHERE / "meta-data").read_text()
     digest = hashlib.sha256("\0".join(said.values()).encode()).hexdigest()
-    succeeded = attempt(make_host_key) & attempt(set_name, meta)
+    succeeded = attempt(make_host_key) & attempt(set_name, meta) & attempt(grow)
     is_set = attempt(set_environment, (WHERE / "etc_environment").read_text())
     if not DONE.exists() or DONE.read_text() != digest:
         done = attempt(set_network, parsed(said["network-config"]))
         data = parsed(said["user-data"])
         for step in STEPS:
             done &= attempt(step, data)
-        done &= attempt(grow)
         if done:
             write(DONE, digest, 0o600)
         succeeded &= done
@@ -354,6 +367,9 @@ def late() -> bool:
     """
     try:
         succeeded = not BOOT_COMMANDS.exists() or attempt(run, str(BOOT_COMMANDS))
+        if RELOAD.exists():
+            succeeded &= attempt(run, "systemctl", "daemon-reload")
+            RELOAD.unlink()
         text = (WHERE / "user-data").read_text()
         return ("package_update" not in text or attempt(upgrade, parsed(text))) and succeeded
     finally:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 from .kernels import Kernel
+from .standbys import Standby
 from .wire import Wire
 
 
@@ -25,11 +27,27 @@ class Client:
 
 
 class Starting:
-    """A kernel whose sockets are not bound yet, and whom to tell; ``ready`` is a pipe that ends with the exec."""
+    """A kernel whose sockets are not bound yet, and whom to tell; ``ready`` is a pipe that ends with the exec.
 
-    def __init__(self, kernel: Kernel, client: Client, number: object, ready: int, is_program: bool) -> None:
+    ``python`` is its own, and ``venv`` the environment of that, empty for our own; ``standby`` is what is to become the
+    kernel, where that is not forked for it.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        client: Client,
+        request: dict[str, Any],
+        venv: str,
+        *,
+        ready: int,
+        standby: Standby | None = None,
+    ) -> None:
         self.kernel = kernel
         self.client = client
-        self.number = number
+        self.number = request.get("id")
         self.ready = ready
-        self.is_program = is_program
+        self.is_program = bool(request.get("spec"))
+        self.python = request.get("python") or sys.executable
+        self.venv = venv
+        self.standby = standby

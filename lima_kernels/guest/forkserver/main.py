@@ -8,9 +8,10 @@ import fcntl
 import os
 import socket
 
-from .child import Spawned, become
+from .child import Spawned
 from .preload import preload
 from .server import Server
+from .standby import begin
 
 
 def notify_started() -> int:
@@ -81,5 +82,5 @@ def main() -> int:
     os.close(lock)
     server.close_in_child()
     # What it raises goes to the kernel's log, as an interpreter's own.
-    become(start)
+    begin(start)
     return 0

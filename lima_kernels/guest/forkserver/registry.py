@@ -5,25 +5,17 @@ from __future__ import annotations
 import os
 import selectors
 import shutil
-import socket
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import environments, specs
-from .child import Spawned, Start
-from .clients import Client, Refused, Starting
-from .deaths import disk_full
+from .clients import Client, Refused
 from .kernels import Kernel, seconds
 from .mounts import Mounts
+from .starts import Starts
 from .streams import Stream, Streams
-from .wire import Wire, connected
-from .zygote import BEGIN
-from .zygotes import CannotFork, Order, Zygotes, is_child, reap_orphans
-
-# No event tells that another program has bound its sockets.
-BOUND_CHECK = 0.05
+from .wire import connected
 
 
 class Registry:
@@ -52,8 +44,9 @@ class Registry:
         self._streams = streams
         self._tell = tell
         self._mounts = mounts
-        self._zygotes = Zygotes(selector)
-        self._starting: dict[str, Starting] = {}
+        self.starts = Starts(
+            directory, selector, kernels=self.kernels, remove=self.remove, others=self._pids, reap=self.reap
+        )
         self._take_over()
 
     def _take_over(self) -> None:
@@ -75,7 +68,7 @@ class Registry:
     def spawn(self, client: Client, request: dict[str, Any]) -> None:
         """Fork a kernel; the client is answered when its sockets are bound."""
         name = request["kernel"]
-        if not name.isalnum() or name in self.kernels or name in self._starting:
+        if not name.isalnum() or name in self.kernels or name in self.starts:
             raise Refused("a kernel's name must be new and alphanumeric")
         python = request.get("python")
         venv = environments.venv_of(self._environments, python) if python else ""
@@ -87,109 +80,9 @@ class Registry:
         if not self._mounts.is_mounted(request["cwd"]) and not os.path.isdir(request["cwd"]):
             raise Refused("there is no directory %s in the guest" % request["cwd"])
         kernel = Kernel(name, os.path.join(self._directory, name), request)
-        shutil.rmtree(kernel.directory, ignore_errors=True)
-        os.makedirs(kernel.directory, mode=0o700)
         kernel.holder = client
-        ready_r, ready_w = os.pipe()
-        ours, theirs = socket.socketpair()
-        kernel.link = Wire(self._selector, ours, kernel.hear)
-        starting = self._starting[name] = Starting(kernel, client, request.get("id"), ready_r, spec is not None)
-        order = Order(
-            Start(request, kernel.directory, spec, python or sys.executable, ready_w, theirs),
-            lambda answer: self._answered(starting, answer),
-        )
-        try:
-            if venv and spec is None:
-                self._zygotes.fork(order, venv)
-            else:
-                self._fork(starting, order)
-        except Exception:
-            if name in self._starting:
-                order.close()
-                self._unborn(starting)
-            raise
-
-    def _fork(self, starting: Starting, order: Order) -> None:
-        """Fork a kernel from ourselves, or what becomes another program."""
-        pid = os.fork()
-        if pid == 0:
-            raise Spawned(order.start)
-        order.close()
-        self._born(starting, pid)
-
-    def _answered(self, starting: Starting, answer: int | CannotFork) -> None:
-        """A zygote has forked a kernel, or cannot."""
-        kernel = starting.kernel
-        # A child whose start was taken back meanwhile sees that its link is closed, and ends.
-        if self._starting.get(kernel.name) is starting:
-            if isinstance(answer, CannotFork):
-                self._unborn(starting, str(answer), answer.log)
-            elif not is_child(answer) or answer in self._known():
-                self._unborn(starting, "the kernel ended before it was ready")
-            else:
-                try:
-                    self._born(starting, answer)
-                    assert kernel.link is not None
-                    kernel.link.send(BEGIN)
-                    # Its end may have been told before we knew whose it is.
-                    self.reap()
-                except OSError as error:
-                    text = disk_full() or "%s: %s" % (type(error).__name__, error)
-                    starting.client.send({"id": starting.number, "error": text})
-        self.reap_orphans()
-
-    def _born(self, starting: Starting, pid: int) -> None:
-        """There is a process: it is a kernel from here on."""
-        kernel = starting.kernel
-        kernel.pid = pid
-        self.kernels[kernel.name] = kernel
-        self._selector.register(starting.ready, selectors.EVENT_READ, lambda _: self._settle(starting))
-        try:
-            kernel.save()
-        except OSError:
-            self._close_ready(self._starting.pop(kernel.name))
-            self.remove(kernel)
-            raise
-
-    def _unborn(self, starting: Starting, error: str = "", log: Iterable[str] = ()) -> None:
-        """There will be no process; its client hears why, if that is not for another to say."""
-        kernel = starting.kernel
-        del self._starting[kernel.name]
-        os.close(starting.ready)
-        assert kernel.link is not None
-        kernel.link.close()
         shutil.rmtree(kernel.directory, ignore_errors=True)
-        if error:
-            starting.client.send({"id": starting.number, "error": error, "log": list(log)})
-
-    def _settle(self, starting: Starting) -> None:
-        """The child said that its sockets are bound, or ended before, or has become another program."""
-        bound = os.read(starting.ready, 1)
-        self._close_ready(starting)
-        if bound:
-            self._started(starting)
-        elif not starting.is_program:
-            self._failed(starting)
-
-    def _close_ready(self, starting: Starting) -> None:
-        if starting.ready >= 0:
-            self._selector.unregister(starting.ready)
-            os.close(starting.ready)
-            starting.ready = -1
-
-    def _started(self, starting: Starting) -> None:
-        del self._starting[starting.kernel.name]
-        self._close_ready(starting)
-        starting.client.send({"id": starting.number, "ok": {"pid": starting.kernel.pid}})
-
-    def _failed(self, starting: Starting) -> None:
-        del self._starting[starting.kernel.name]
-        self._close_ready(starting)
-        log = starting.kernel.log_tail()
-        error = disk_full() or "the kernel ended before it was ready"
-        if starting.is_program and log:
-            error += ": " + log[-1]
-        starting.client.send({"id": starting.number, "error": error, "log": log})
+        self.starts.begin(kernel, client, request, spec, venv)
 
     def signal(self, _client: Client, request: dict[str, Any]) -> dict[str, Any]:
         """Signal a kernel's process group."""
@@ -205,21 +98,17 @@ class Registry:
         if kernel := self.kernels.get(request["kernel"]):
             self.remove(kernel)
         else:
-            if starting := self._starting.get(request["kernel"]):
-                self._zygotes.drop(starting.kernel.directory)
-                self._unborn(starting, "the kernel ended before it was ready")
+            self.starts.give_up(request["kernel"])
             self._mounts.removed(request["kernel"])
         return {"ok": {}}
 
     def remove(self, kernel: Kernel) -> None:
         """End a kernel and leave nothing of it."""
         was_alive = kernel.code is None
-        starting = self._starting.get(kernel.name)
         if kernel.pidfd is not None:
             self._selector.unregister(kernel.pidfd)
         kernel.end()
-        if starting is not None:
-            self._failed(starting)
+        self.starts.removed(kernel)
         if was_alive:
             self._tell_exit(kernel)
         self._streams.close(kernel.owner)
@@ -271,28 +160,24 @@ class Registry:
 
     def forget(self, client: Client) -> None:
         """Begin to count the time without an owner for the kernels that a client held."""
-        for kernel in [*self.kernels.values(), *(starting.kernel for starting in self._starting.values())]:
+        for kernel in self.kernels.values():
             kernel.release(client)
+        self.starts.forget(client)
 
     def is_in_use(self) -> bool:
         """Tell whether there is a kernel, or will be."""
-        return bool(self._starting) or any(kernel.code is None for kernel in self.kernels.values())
+        return self.starts.is_any() or any(kernel.code is None for kernel in self.kernels.values())
 
     def deadlines(self) -> Iterator[float]:
         """Yield when a kernel has to be looked at, in monotonic seconds."""
-        if any(starting.is_program for starting in self._starting.values()):
-            yield time.monotonic() + BOUND_CHECK
         for kernel in self.kernels.values():
             if (expires := kernel.expires()) is not None:
                 yield expires
-        yield from self._zygotes.deadlines()
+        yield from self.starts.deadlines()
 
     def look(self) -> None:
         """Do what is due."""
-        self._zygotes.look()
-        for starting in list(self._starting.values()):
-            if starting.is_program and starting.kernel.is_bound():
-                self._started(starting)
+        self.starts.look()
         now = time.monotonic()
         for kernel in list(self.kernels.values()):
             expires = kernel.expires()
@@ -307,19 +192,13 @@ class Registry:
                 if pidfd is not None:
                     self._selector.unregister(pidfd)
                 self._tell_exit(kernel)
-                if kernel.name in self._starting and self._starting[kernel.name].is_program:
-                    self._failed(self._starting[kernel.name])
-        self._zygotes.reap()
+                self.starts.ended(kernel)
+        self.starts.reap()
 
-    def reap_orphans(self) -> None:
-        """Reap what was left to us by kernels, when all who wait for processes of theirs have looked."""
-        if not self._zygotes.are_forking:
-            reap_orphans(self._known())
-
-    def _known(self) -> set[int]:
-        """Return the processes whose end somebody waits for."""
+    def _pids(self) -> set[int]:
+        """Return the processes whose end we wait for."""
         kernels = (kernel.pid for kernel in self.kernels.values() if kernel.code is None)
-        return {*kernels, *self._zygotes.pids(), *self._mounts.pids()}
+        return {*kernels, *self._mounts.pids()}
 
     def _tell_exit(self, kernel: Kernel) -> None:
         event = {"event": "exit", "kernel": kernel.name, "code": kernel.code, "log": kernel.log_tail()}
@@ -327,13 +206,8 @@ class Registry:
 
     def abandon(self) -> None:
         """Close our copies of what belongs to the parent, in a forked child."""
-        self._zygotes.abandon()
-        kernels = set(self.kernels.values())
-        for starting in self._starting.values():
-            kernels.add(starting.kernel)
-            if starting.ready >= 0:
-                os.close(starting.ready)
-        for kernel in kernels:
+        self.starts.abandon()
+        for kernel in self.kernels.values():
             if kernel.pidfd is not None:
                 os.close(kernel.pidfd)
             if kernel.link is not None:

@@ -34,7 +34,10 @@ class Resumable:
         self.received = 0
         self.ended = False
         self._told = 0
-        self._incoming = bytearray()
+        # What has come of a frame's header, or of a frame without payload.
+        self._head = bytearray()
+        # How much payload is still to come of the frame that has begun.
+        self._awaited = 0
         self._kept: deque[bytes] = deque()
         self._kept_bytes = 0
         # The number of the first byte that is kept.
@@ -48,11 +51,11 @@ class Resumable:
         """Tell whether the source must wait."""
         return self._kept_bytes >= WINDOW
 
-    def give(self, data: bytes) -> bytes:
-        """Keep payload until the peer has it, and return what to send for it now."""
+    def give(self, data: bytes) -> tuple[bytes, bytes]:
+        """Keep payload until the peer has it, and return the parts of what to send for it now."""
         self._kept.append(data)
         self._kept_bytes += len(data)
-        return HEADER.pack(_DATA, len(data)) + data
+        return HEADER.pack(_DATA, len(data)), data
 
     def finish(self) -> bytes:
         """Say that no more will come, and return what to send for it now."""
@@ -73,7 +76,8 @@ class Resumable:
 
         :raises ProtocolError: when the peer claims what was never sent, or misses what is no longer kept.
         """
-        self._incoming.clear()
+        self._head.clear()
+        self._awaited = 0
         self._told = self.received
         self._forget(peer_received)
         for data in self._kept:
@@ -96,27 +100,46 @@ class Resumable:
 
     # Receiving
 
-    def take(self, data: bytes) -> Iterator[bytes]:
-        """Take what the carrier brought, and yield the payload in it.
+    def take(self, data: bytes) -> Iterator[memoryview]:
+        """Take what the carrier brought, and yield the payload in it, as far as it has come: nothing is copied.
 
         :raises ProtocolError: when it is no frame of ours.
         """
-        self._incoming += data
-        while len(self._incoming) >= HEADER.size:
-            kind, length = HEADER.unpack_from(self._incoming)
-            if kind > _END or length > FRAME_LIMIT:
-                raise ProtocolError("the peer sent what is no frame")
-            end = HEADER.size + length
-            if len(self._incoming) < end:
-                return
-            payload = bytes(self._incoming[HEADER.size : end])
-            del self._incoming[:end]
-            if kind == _DATA:
-                self.received += length
+        rest = memoryview(data)
+        while rest:
+            if self._awaited:
+                payload, rest = rest[: self._awaited], rest[self._awaited :]
+                self._awaited -= len(payload)
+                self.received += len(payload)
                 yield payload
-            elif kind == _END:
-                self.ended = True
-            elif length == _COUNT.size:
-                self._forget(_COUNT.unpack(payload)[0])
             else:
-                raise ProtocolError("the peer sent a count that is none")
+                wanted = self._wanted()
+                self._head += rest[:wanted]
+                rest = rest[wanted:]
+                self._understand()
+
+    def _wanted(self) -> int:
+        """Return how many bytes are missing before the frame that has begun can be understood."""
+        if len(self._head) < HEADER.size:
+            return HEADER.size - len(self._head)
+        length: int = HEADER.unpack_from(self._head)[1]
+        return HEADER.size + length - len(self._head)
+
+    def _understand(self) -> None:
+        """Obey a frame whose header has come: that of payload at once, another when it is whole."""
+        if len(self._head) < HEADER.size:
+            return
+        kind, length = HEADER.unpack_from(self._head)
+        if length > FRAME_LIMIT or (kind == _RECEIVED and length != _COUNT.size) or (kind == _END and length):
+            raise ProtocolError("the peer sent what is no frame")
+        if kind == _DATA:
+            self._awaited = length
+        elif kind == _END:
+            self.ended = True
+        elif kind == _RECEIVED:
+            if len(self._head) < HEADER.size + length:
+                return
+            self._forget(_COUNT.unpack_from(self._head, HEADER.size)[0])
+        else:
+            raise ProtocolError("the peer sent what is no frame")
+        self._head.clear()

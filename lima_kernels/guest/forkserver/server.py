@@ -11,7 +11,7 @@ It is reached through a unix socket in a 0700 directory and speaks JSON lines:
     {"id": 6, "op": "release", "kernel": ID}
     {"id": 7, "op": "note", "kernel": ID, "text": TEXT}
     {"id": 8, "op": "specs", "python": PATH or ""}
-    {"id": 9, "op": "settings", "idle_timeout": SECONDS}
+    {"id": 9, "op": "settings", "idle_timeout": SECONDS, "standby_kernels": N}
     {"id": 10, "op": "stream", "kernel": ID, "owner": TOKEN, "channel": 1, "token": T, "received": N, "new": true}
     {"id": 11, "op": "stream", "mount": ID, "owner": TOKEN, "token": T, "received": N, "new": true}
     {"id": 12, "op": "mount", "mount": ID, "user": KERNEL or "", "point": DIR, "read_only": false, "options": [TEXT]}
@@ -41,10 +41,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from . import environments, idle, memory, ready, specs
+from . import environments, idle, memory, ready, settings, specs
 from .clients import Client, Refused
 from .deaths import disk_full
-from .kernels import seconds, write_private
+from .kernels import seconds
 from .mounts import Mounts
 from .registry import Registry
 from .resumable import ProtocolError
@@ -52,7 +52,6 @@ from .streams import Streams
 from .wire import Wire
 
 LINE_LIMIT = 1 << 20
-SETTINGS = "settings.json"
 LONGEST_WAIT = 86400.0
 
 
@@ -70,7 +69,9 @@ class Server:
         self._selector = selectors.DefaultSelector()
         self._streams = Streams(self._selector)
         self._powered_off = False
-        self._idle = idle.IdleTimer(self._load_settings())
+        self._settings = settings.load(root)
+        # A guest that was booted by hand does not end because of an earlier boot.
+        self._idle = idle.IdleTimer(self._settings.idle_timeout)
         self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
@@ -87,6 +88,7 @@ class Server:
             environments_directory=environments_directory,
         )
         self._mounts.know(self.registry.kernels)
+        self.registry.starts.standbys.want(self._settings.standby_kernels)
 
     @property
     def _operations(self) -> dict[str, Callable[[Client, dict[str, Any]], dict[str, Any] | None]]:
@@ -103,7 +105,7 @@ class Server:
             "environment": self._environment,
             "ready": ready.answer,
             "usage": self._usage,
-            "settings": self._settings,
+            "settings": self._set,
             "stream": self._stream,
             "mount": mounts.mount,
             "unmount": mounts.unmount,
@@ -111,35 +113,39 @@ class Server:
             "claim": mounts.claim,
         }
 
-    def _load_settings(self) -> float:
-        """Return what was said in this boot: a guest that was booted by hand does not end because of an earlier one."""
-        try:
-            with open(os.path.join(self.root, SETTINGS), encoding="utf-8") as file:
-                settings = json.load(file)
-            return seconds(settings["idle_timeout"]) if settings["boot"] == _boot() else 0.0
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0.0
-
     # The loop
 
     def serve(self) -> None:
         """Serve for ever; a child leaves it by :class:`Spawned`."""
         while True:
             self._idle.look(self.registry.is_in_use())
-            for key, mask in self._selector.select(self._patience()):
-                # An earlier event of this round may have closed it, and its number may be another's now.
-                present = self._selector.get_map().get(key.fd)
-                if present is not None and present.data == key.data:
-                    key.data(mask)
+            deadline = self._deadline()
+            while self._only_carried(deadline):
+                pass
             self._tick()
 
-    def _patience(self) -> float | None:
-        """Return for how many seconds nothing needs to be looked at without an event."""
+    def _deadline(self) -> float:
+        """Return when something needs to be looked at without an event, in monotonic seconds."""
         deadlines = [*self.registry.deadlines(), *self._mounts.deadlines()]
         if (idle_end := self._idle.deadline()) is not None:
             deadlines.append(idle_end)
-        # The system takes no more than 24 days.
-        return min(max(0.0, min(deadlines) - time.monotonic()), LONGEST_WAIT) if deadlines else None
+        # The system waits no longer than 24 days.
+        return min(deadlines, default=time.monotonic() + LONGEST_WAIT)
+
+    def _only_carried(self, deadline: float) -> bool:
+        """Handle what happens next; tells whether that was data of streams only, after which all else is as it was."""
+        only_carried = False
+        events = self._selector.select(min(max(0.0, deadline - time.monotonic()), LONGEST_WAIT))
+        for key, mask in events:
+            # An earlier event of this round may have closed it, and its number may be another's now.
+            present = key if len(events) == 1 else self._selector.get_map().get(key.fd)
+            if present is not None and present.data == key.data:
+                key.data(mask)
+            wire = getattr(key.data, "__self__", None)
+            only_carried = isinstance(wire, Wire) and wire.only_carries and wire.is_open
+            if not only_carried:
+                deadline = 0.0
+        return only_carried and time.monotonic() < deadline
 
     def _tick(self) -> None:
         self.registry.look()
@@ -216,11 +222,15 @@ class Server:
     def _usage(self, _client: Client, _request: dict[str, Any]) -> dict[str, Any]:
         return {"ok": memory.usage()}
 
-    def _settings(self, _client: Client, request: dict[str, Any]) -> dict[str, Any]:
-        timeout = seconds(request["idle_timeout"])
-        if timeout != self._idle.timeout:
-            write_private(os.path.join(self.root, SETTINGS), {"idle_timeout": timeout, "boot": _boot()})
-            self._idle.timeout = timeout
+    def _set(self, _client: Client, request: dict[str, Any]) -> dict[str, Any]:
+        wanted = settings.Settings(
+            seconds(request["idle_timeout"]), int(request.get("standby_kernels", self._settings.standby_kernels))
+        )
+        if wanted != self._settings:
+            settings.save(self.root, wanted)
+            self._settings = wanted
+            self._idle.timeout = wanted.idle_timeout
+            self.registry.starts.standbys.want(wanted.standby_kernels)
         return {"ok": {}}
 
     def _stream(self, client: Client, request: dict[str, Any]) -> dict[str, Any] | None:
@@ -244,7 +254,7 @@ class Server:
                 pass
         self.registry.reap()
         self._mounts.reap()
-        self.registry.reap_orphans()
+        self.registry.starts.reap_orphans()
 
     def close_in_child(self) -> None:
         """Close what a kernel must not inherit; nothing is unregistered, for the selector is the parent's too."""
@@ -259,9 +269,3 @@ class Server:
         for fd in self._wake:
             os.close(fd)
         self._listener.close()
-
-
-def _boot() -> str:
-    """Return what names this boot of the guest (random(4))."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()

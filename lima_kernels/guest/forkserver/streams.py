@@ -28,6 +28,7 @@ class Stream:
         self.on_hang_up: Callable[[], None] = lambda: None
         self._program = Wire(selector, sock, self._from_program)
         self._program.on_room = self._flow
+        self._program.only_carries = True
 
     @property
     def received(self) -> int:
@@ -44,6 +45,7 @@ class Stream:
         self._carrier = carrier
         carrier.on_data = self._from_host
         carrier.on_room = self._flow
+        carrier.only_carries = True
         for frame in again:
             carrier.send(frame)
         self._flow()
@@ -59,12 +61,12 @@ class Stream:
             self._carrier.read(not self._program.is_full)
 
     def _from_program(self, _wire: Wire, data: bytes) -> None:
-        frame = self._state.give(data) if data else self._state.finish()
+        parts = self._state.give(data) if data else (self._state.finish(),)
         if not data:
             self._program.close()
             self.on_hang_up()
         if self._carrier is not None:
-            self._carrier.send(frame)
+            self._carrier.send(*parts)
         self._flow()
 
     def _from_host(self, wire: Wire, data: bytes) -> None:

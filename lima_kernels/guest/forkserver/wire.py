@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import selectors
 import socket
+from collections import deque
 from collections.abc import Callable
 
-CHUNK = 65536
+CHUNK = 256 * 1024
 # A peer that does not read has no more than about this many bytes waiting for it before its source is held up.
-HIGH_WATER = 256 * 1024
+HIGH_WATER = 1024 * 1024
+# So many pieces are sent by one call; a system takes no more than 1024 (IOV_MAX).
+PARTS = 64
 
 
 def connected(path: str) -> socket.socket:
@@ -37,19 +41,23 @@ class Wire:
         sock.setblocking(False)
         self._selector = selector
         self._sock = sock
-        self._outgoing = bytearray()
+        # What could not be sent yet, as it was given: moving it about would cost more than sending it.
+        self._outgoing: deque[memoryview] = deque()
+        self._waiting = 0
         self._reading = True
         self._registered = 0
         self.on_data = on_data
         # Called when a full wire has room again.
         self.on_room: Callable[[], None] = lambda: None
+        # What comes changes nothing but where it goes to.
+        self.only_carries = False
         self.is_open = True
         self._is_finishing = False
         self._watch()
 
     @property
     def is_full(self) -> bool:
-        return len(self._outgoing) > HIGH_WATER
+        return self._waiting > HIGH_WATER
 
     def _watch(self) -> None:
         wanted = (selectors.EVENT_READ if self._reading else 0) | (selectors.EVENT_WRITE if self._outgoing else 0)
@@ -69,27 +77,45 @@ class Wire:
             self._reading = wanted
             self._watch()
 
-    def send(self, data: bytes) -> None:
+    def send(self, *parts: bytes | memoryview) -> None:
         """Send, or keep what cannot be sent now; nothing happens on a closed wire."""
         if not self.is_open:
             return
-        if not self._outgoing:
+        was_empty = not self._outgoing
+        self._outgoing.extend(memoryview(part) for part in parts if part)
+        self._waiting += sum(map(len, parts))
+        if was_empty:
             try:
-                data = data[self._sock.send(data) :]
+                self._send_some()
             except BlockingIOError:
                 pass
             except OSError:
                 self._broken()
                 return
-        if data:
-            self._outgoing += data
+        if self._outgoing:
             self._watch()
+
+    def _send_some(self) -> None:
+        """Send as much as the socket takes at once.
+
+        :raises OSError: when it takes nothing.
+        """
+        if not self._outgoing:
+            return
+        sent = self._sock.sendmsg(itertools.islice(self._outgoing, PARTS))
+        self._waiting -= sent
+        while sent:
+            first = self._outgoing.popleft()
+            if len(first) > sent:
+                self._outgoing.appendleft(first[sent:])
+                break
+            sent -= len(first)
 
     def _exchange(self, mask: int) -> None:
         try:
             if mask & selectors.EVENT_WRITE:
                 was_full = self.is_full
-                del self._outgoing[: self._sock.send(self._outgoing)]
+                self._send_some()
                 if self._is_finishing and not self._outgoing:
                     self.close()
                     return

@@ -13,8 +13,9 @@ import sys
 from typing import Any
 
 from . import environments
-from .child import Spawned, Start, become
+from .child import Spawned, Start
 from .preload import preload
+from .standby import begin
 
 # Where a zygote has its conversation with the forkserver.
 CONTROL = 3
@@ -108,5 +109,5 @@ def main() -> int:
     if start.link.recv(len(BEGIN)) != BEGIN:
         return 0
     # What it raises goes to the kernel's log, as an interpreter's own.
-    become(start)
+    begin(start)
     return 0
