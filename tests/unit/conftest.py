@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from lima_kernels.environment import image
 from lima_kernels.kernelspec import make_request, write
 from tests.fake_guest import FakeGuest
 from tests.locked_guest import Workshop, prepared
+from tests.sshd import Sshd, running
 
 FAKE_LIMACTL = Path(__file__).parents[1] / "fake_limactl.py"
 
@@ -150,6 +152,18 @@ def workshop(machine: Machine, guest: FakeGuest, monkeypatch: pytest.MonkeyPatch
     """Where the guest has its locked environments, and what they are made from."""
     with prepared(machine.root, machine.root / "guest-bin", monkeypatch) as made:
         yield made
+
+
+@pytest.fixture
+def sshd() -> Iterator[Sshd]:
+    """OpenSSH's own sshd on loopback."""
+    # Short: sockets lie below it.
+    root = Path(tempfile.mkdtemp(prefix="lk"))
+    with running(root) as made:
+        yield made
+    # Directories that a test left there may be closed even to us.
+    subprocess.run(["chmod", "-R", "u+rwX", root], check=True)
+    shutil.rmtree(root)
 
 
 def configure(machine: Machine, **config: object) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -37,16 +37,6 @@ NASTY = [
     " spaces ",
     "x" * 200,
 ]
-
-
-@pytest.fixture
-def sshd() -> Iterator[Sshd]:
-    root = Path(tempfile.mkdtemp(prefix="lk"))
-    with running(root) as made:
-        yield made
-    # Directories among the copies may be closed even to us.
-    subprocess.run(["chmod", "-R", "u+rwX", root], check=True)
-    shutil.rmtree(root)
 
 
 @pytest.fixture

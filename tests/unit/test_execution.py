@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
-import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +19,10 @@ from lima_kernels.guest.background import State, background_status, end_backgrou
 from lima_kernels.guest.connection import Connection, Ended, open_connection
 from lima_kernels.guest.execution import Script, execute
 from lima_kernels.guest.host_keys import KeyStore
-from tests.sshd import Sshd, connected, running
+from tests.sshd import Sshd, connected
 
 LIMIT = 30.0
 OK = Ended(0, None)
-
-
-@pytest.fixture
-def sshd() -> Iterator[Sshd]:
-    # Short: sockets lie below it.
-    root = Path(tempfile.mkdtemp(prefix="lk"))
-    with running(root) as made:
-        yield made
-    shutil.rmtree(root)
 
 
 @pytest.fixture

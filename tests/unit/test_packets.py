@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import asyncssh
 import pytest
 
-from tests.sshd import Sshd, connected, running
-
-
-@pytest.fixture
-def sshd() -> Iterator[Sshd]:
-    root = Path(tempfile.mkdtemp(prefix="lk"))
-    with running(root) as made:
-        yield made
-    shutil.rmtree(root)
+from tests.sshd import Sshd, connected
 
 
 @pytest.fixture

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import socket
 import stat
 import subprocess
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -19,17 +17,9 @@ from lima_kernels.errors import ConfigurationError, ConnectionFailed, GuestError
 from lima_kernels.guest.connection import Connection
 from lima_kernels.guest.listeners import GuestPort, guest_ports, host_listener, is_forwarded_by_default
 from lima_kernels.guest.ports import Direction, Forward, PortForwards
-from tests.sshd import Sshd, connected, running
+from tests.sshd import Sshd, connected
 
 LIMIT = 30.0
-
-
-@pytest.fixture
-def sshd() -> Iterator[Sshd]:
-    root = Path(tempfile.mkdtemp(prefix="lk"))
-    with running(root) as made:
-        yield made
-    shutil.rmtree(root)
 
 
 @pytest.fixture
