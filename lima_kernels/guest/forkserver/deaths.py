@@ -45,6 +45,11 @@ def disk_full() -> str:
     return "the guest's disk is full: %d MiB of %s are free" % (usage.free >> 20, _gib(usage.total))
 
 
+def of_failed_call(error: OSError) -> str:
+    """Return why a call of the system failed: because the disk is full, or in its own words."""
+    return disk_full() or "%s: %s" % (type(error).__name__, error)
+
+
 def _memory(used: int | None) -> str:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return "%sthe VM has %s" % ("it had %s, " % _gib(used) if used else "", _gib(total))

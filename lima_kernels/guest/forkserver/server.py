@@ -43,7 +43,7 @@ from typing import Any
 
 from . import environments, idle, memory, ready, settings, specs
 from .clients import Client, Refused
-from .deaths import disk_full
+from .deaths import of_failed_call
 from .kernels import seconds
 from .mounts import Mounts
 from .registry import Registry
@@ -198,7 +198,7 @@ class Server:
         except (Refused, specs.NoSuchSpec, environments.BadName) as error:
             reply = {"error": str(error)}
         except OSError as error:
-            reply = {"error": disk_full() or "%s: %s" % (type(error).__name__, error)}
+            reply = {"error": of_failed_call(error)}
         except Exception as error:
             # Whatever a request says, it costs nobody else anything: JSON can be too deep, numbers too large.
             reply = {"error": "%s: %s" % (type(error).__name__, error)}

@@ -14,7 +14,7 @@ from typing import Any
 
 from .child import Spawned, Start
 from .clients import Client, Starting
-from .deaths import disk_full
+from .deaths import disk_full, of_failed_call
 from .kernels import Kernel
 from .standby import order as standby_order
 from .standby import serves
@@ -134,7 +134,7 @@ class Starts:
             kernel.save()
         except OSError as error:
             self._drop(starting)
-            self._unborn(starting, disk_full() or "%s: %s" % (type(error).__name__, error))
+            self._unborn(starting, of_failed_call(error))
             return
         standby.link.on_data = kernel.hear
         standby.link.send(standby_order(kernel.directory, request))
@@ -154,8 +154,7 @@ class Starts:
         try:
             self._begin(kernel, starting.client, request, None, starting.venv)
         except OSError as error:
-            text = disk_full() or "%s: %s" % (type(error).__name__, error)
-            starting.client.send({"id": starting.number, "error": text})
+            starting.client.send({"id": starting.number, "error": of_failed_call(error)})
 
     def _drop(self, starting: Starting) -> None:
         """End the standby that was to become a kernel."""
@@ -182,8 +181,7 @@ class Starts:
                     # Its end may have been told before we knew whose it is.
                     self._reap()
                 except OSError as error:
-                    text = disk_full() or "%s: %s" % (type(error).__name__, error)
-                    starting.client.send({"id": starting.number, "error": text})
+                    starting.client.send({"id": starting.number, "error": of_failed_call(error)})
         self.reap_orphans()
 
     def _born(self, starting: Starting, pid: int) -> None:
