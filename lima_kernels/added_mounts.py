@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -73,9 +74,36 @@ def served(instance: str) -> dict[str, ServedDirectory]:
 
 
 def forget(instance: str, name: str) -> None:
-    """Serve a directory no longer."""
+    """Serve a directory no longer, unless somebody adds it just now: the guest will ask for it again then."""
     with guarded(instance) as directory:
-        records.remove(directory / f"{name}.json")
+        if not _is_being_added(directory, name):
+            records.remove(directory / f"{name}.json")
+
+
+@contextmanager
+def _adding(instance: str, name: str) -> Iterator[None]:
+    """Tell all other processes meanwhile that a directory is being added."""
+    with guarded(instance) as directory:
+        mark = FileLock(directory / f".{name}.{secrets.token_hex(4)}", mode=0o600)
+        mark.acquire(blocking=False)
+    try:
+        yield
+    finally:
+        Path(mark.lock_file).unlink(missing_ok=True)
+        mark.release()
+
+
+def _is_being_added(directory: Path, name: str) -> bool:
+    for file in directory.glob(f".{name}.*"):
+        mark = FileLock(file, mode=0o600)
+        try:
+            mark.acquire(blocking=False)
+        except Timeout:
+            return True
+        # Whoever made it was killed.
+        file.unlink(missing_ok=True)
+        mark.release()
+    return False
 
 
 def server_lock(instance: str) -> FileLock:
@@ -140,29 +168,55 @@ async def add(vm: VM, guest: Guest, wish: Wish, directory: Path, *, read_only: b
     """
     vm.progress.enter(Phase.MOUNT, str(directory))
     name = name_of(directory)
-    with guarded(vm.name) as records_directory:
-        existing = served(vm.name).get(name)
-        if existing is not None and existing.read_only and not read_only:
-            raise MountError(
-                f"The VM {vm.name!r} shows {directory} read-only.",
-                hint=f"Remove that first: lima-kernels mount remove {directory}",
-            )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_adding(vm.name, name))
+        read_only = _serve(vm.name, directory, read_only)
+        try:
+            await _have_mounted(vm, guest, wish, MountRequest(str(directory), read_only, ()), user)
+        except BaseException:
+            stack.close()
+            await asyncio.shield(_undo(vm, guest, name, user))
+            raise
+
+
+def _serve(instance: str, directory: Path, read_only: bool) -> bool:
+    """Write down that a directory may be served, and return whether it is served read-only."""
+    name = name_of(directory)
+    with guarded(instance) as records_directory:
+        existing = served(instance).get(name)
         if existing is None:
-            record = ServedDirectory(directory=str(directory), read_only=read_only)
-            records.write(records_directory / f"{name}.json", record)
+            existing = ServedDirectory(directory=str(directory), read_only=read_only)
+            records.write(records_directory / f"{name}.json", existing)
+    if existing.read_only and not read_only:
+        raise MountError(
+            f"The VM {instance!r} shows {directory} read-only.",
+            hint=f"Remove that first: lima-kernels mount remove {directory}",
+        )
+    return existing.read_only
+
+
+async def _have_mounted(vm: VM, guest: Guest, wish: Wish, wanted: MountRequest, user: str) -> None:
+    name = name_of(Path(wanted.point))
     # Two ways that have nothing to do with each other.
     server = asyncio.ensure_future(ensure_served(vm.name))
     try:
-        known = name in await guest.forkserver.mounts()
-        options = () if known else await sshfs.prepare(guest.connection, may_install=not wish.attach)
-        await server
-        wanted = MountRequest(str(directory), existing.read_only if existing else read_only, options)
-        await _mount(vm, guest, name, user, wanted)
-    except BaseException:
+        is_known = name in await guest.forkserver.mounts()
+        if is_known:
+            await server
+            try:
+                await _mount(vm, guest, name, user, wanted)
+            except MountError:
+                # Unless its last user left it in between.
+                if name in await guest.forkserver.mounts():
+                    raise
+                is_known = False
+        if not is_known:
+            options = await sshfs.prepare(guest.connection, may_install=not wish.attach)
+            await server
+            await _mount(vm, guest, name, user, wanted._replace(options=options))
+    finally:
         server.cancel()
         await asyncio.gather(server, return_exceptions=True)
-        await asyncio.shield(_undo(vm, guest, name, user))
-        raise
 
 
 async def _mount(vm: VM, guest: Guest, name: str, user: str, wanted: MountRequest) -> None:

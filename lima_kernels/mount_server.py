@@ -179,11 +179,19 @@ class MountServer:
                 # Other processes write down what is served: of that there is no event.
                 await asyncio.wait((*waits, changed), return_when=asyncio.FIRST_COMPLETED, timeout=LOOK_INTERVAL)
                 changed.cancel()
+                await self._forget_unknown(self._guest)
                 if not added_mounts.served(self._vm.name):
                     return
         finally:
             for wait in waits:
                 wait.cancel()
+
+    async def _forget_unknown(self, guest: Guest) -> None:
+        """Serve no longer what the guest does not have: who added it may have been killed before the guest did."""
+        with contextlib.suppress(LimaKernelsError):
+            served = added_mounts.served(self._vm.name)
+            for name in served.keys() - (await guest.forkserver.mounts()).keys():
+                added_mounts.forget(self._vm.name, name)
 
     def _on_event(self, event: MountEvent) -> None:
         if isinstance(event, JoinRequest):

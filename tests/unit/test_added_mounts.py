@@ -21,6 +21,9 @@ import yaml
 from lima_kernels import added_mounts, paths
 from lima_kernels.cli.main import main
 from lima_kernels.errors import LimaKernelsError
+from lima_kernels.guest.kernels import KEPT, MountRequest
+from lima_kernels.instances import Wish
+from lima_kernels.vm import VM, Guest
 from tests.child import CONSTANTS, ROOT, child
 from tests.fake_guest import FakeGuest
 from tests.own_directories import mount_servers
@@ -266,6 +269,49 @@ def test_what_is_kept_outlives_its_kernels_and_what_kernels_use_is_not_removed(
     assert added.read() == "content"
     assert main(["mount", "remove", str(added.directory)]) == 0
     until(nothing_left(added))
+
+
+def test_a_directory_whose_last_user_leaves_while_it_is_added_is_served(
+    added: Added, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the mount's end makes the server forget is not what was asked for after that."""
+    have_mounted = added_mounts._have_mounted
+    other = added.machine.root / "other"
+    other.mkdir()
+
+    async def others_leave_meanwhile(vm: VM, guest: Guest, wish: Wish, wanted: MountRequest, user: str) -> None:
+        assert not await guest.forkserver.unmount(added_mounts.name_of(added.directory), KEPT)
+        monkeypatch.setattr(added_mounts, "_have_mounted", have_mounted)
+        # The server is told of one thing after the other.
+        await added_mounts.add(vm, guest, wish, other)
+        await have_mounted(vm, guest, wish, wanted, user)
+
+    assert main(["mount", "add", str(added.directory)]) == 0
+    monkeypatch.setattr(added_mounts, "_have_mounted", others_leave_meanwhile)
+    assert main(["mount", "add", str(added.directory)]) == 0
+    assert added.read() == "content"
+    assert main(["mount", "remove", str(other)]) == 0
+    assert main(["mount", "remove", str(added.directory)]) == 0
+    until(nothing_left(added))
+
+
+def test_what_a_killed_process_began_to_add_is_forgotten(added: Added) -> None:
+    assert main(["mount", "add", str(added.directory)]) == 0
+    (record,) = added.records()
+    with child(begin_to_add, added.machine, str(added.machine.home)) as adder:
+        assert adder.line() == "begun"
+        added_mounts.forget(NAME, added_mounts.name_of(added.machine.home))
+        assert len(added.records()) == 2
+        adder.kill()
+    until(lambda: added.records() == [record])
+    assert not list(record.parent.glob(f".{added_mounts.name_of(added.machine.home)}*"))
+
+
+def begin_to_add(_machine: Machine, directory: str) -> None:
+    with added_mounts._adding(NAME, added_mounts.name_of(Path(directory))):
+        added_mounts._serve(NAME, Path(directory), read_only=False)
+        print("begun", flush=True)
+        sys.stdin.readline()
 
 
 @pytest.mark.parametrize(

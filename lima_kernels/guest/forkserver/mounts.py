@@ -132,6 +132,8 @@ class Mounts:
             raise Refused("a mount's name must be alphanumeric")
         mount = self._mounts.get(name)
         if mount is None:
+            if not request["options"]:
+                raise Refused("it is not mounted any more")
             mount = Mount(name, {**request, "users": [user]})
             self._start(mount)
             self._mounts[name] = mount
