@@ -9,6 +9,7 @@ from . import paths
 from .guest import kernels, mounts, readiness, startup
 from .guest.connection import Connection
 from .guest.readiness import Facts, Needs
+from .hibernation import saving
 from .instances import Wish, owner_mark
 from .lima.models import Instance
 from .progress import Phase, Progress
@@ -42,14 +43,16 @@ async def arrive(
     wanted: Needs,
     progress: Progress,
     on_event: Callable[[kernels.GuestEvent], None],
+    iid: str,
 ) -> Arrived:
     """Wait until a guest has what is needed, and return its forkserver, which is started where it does not run.
 
     :param on_event: called in the I/O thread for what the guest tells of itself.
+    :param iid: what Lima calls this start of a VM that has just woken; else empty.
     :raises GuestError: when it cannot have that.
     :raises ConnectionFailed: when the connection ends meanwhile.
     """
-    if found := await _known(connection, instance, wanted, on_event):
+    if found := await _known(connection, instance, wanted, on_event, iid):
         return found
     facts = await readiness.wait_until_ready(connection, wanted, progress)
     progress.enter(Phase.FORKSERVER)
@@ -57,7 +60,11 @@ async def arrive(
 
 
 async def _known(
-    connection: Connection, instance: Instance, wanted: Needs, on_event: Callable[[kernels.GuestEvent], None]
+    connection: Connection,
+    instance: Instance,
+    wanted: Needs,
+    on_event: Callable[[kernels.GuestEvent], None],
+    iid: str,
 ) -> Arrived | None:
     """Return the forkserver that runs already in a guest of ours, where all that is needed is there.
 
@@ -72,6 +79,8 @@ async def _known(
     if forkserver is None:
         return None
     try:
+        if iid:
+            await saving.come_back(instance, forkserver, iid=iid)
         identity = await forkserver.ready(readiness.question(wanted))
     except BaseException:
         await forkserver.close()

@@ -20,6 +20,7 @@ class Kind(enum.Enum):
 
     CREATE = "create"
     BOOT = "boot"
+    WAKE = "wake"
 
 
 class _Starts(records.Record, frozen=True, kw_only=True):

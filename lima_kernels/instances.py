@@ -19,6 +19,7 @@ from .environment.shares import check, mount_type_of, put_together, still_there
 from .environment.spec import DEFAULT, Environment
 from .errors import HostError, InstanceError, LimactlError, LimaKernelsError, PhaseTimeout
 from .guest import mounts
+from .hibernation import state as hibernation
 from .lima import ending, hostagent, template
 from .lima.limactl import CREATE, STOP, Limactl
 from .lima.models import Instance, Status
@@ -299,7 +300,7 @@ async def _adapted(limactl: Limactl, instance: Instance, mark: template.OwnerMar
             f"The VM {instance.name!r} was made from another image than its environment now names.",
             hint=f"To make it anew, which deletes its disk: lima-kernels delete {instance.name}",
         )
-    if instance.is_up:
+    if instance.is_up or hibernation.is_asleep(instance.name):
         if changed:
             logger.warning(
                 "The environment of the VM %r has changed; that holds when it is next started.", instance.name

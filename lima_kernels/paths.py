@@ -211,6 +211,26 @@ def pinned_key_file(instance_directory: Path) -> Path:
     return instance_directory / "lima-kernels-host-key.json"
 
 
+def monitor_socket(instance_directory: Path) -> Path:
+    """Where Lima has QEMU listen for its monitor's commands."""
+    return instance_directory / "qmp.sock"
+
+
+def cidata_file(instance_directory: Path) -> Path:
+    """The disk by which Lima tells the guest what it is to be; made anew at every start."""
+    return instance_directory / "cidata.iso"
+
+
+def memory_file(instance_directory: Path) -> Path:
+    """What was in the memory of an instance that sleeps; it goes with the instance."""
+    return instance_directory / "lima-kernels.memory"
+
+
+def hibernated_file(instance: str) -> Path:
+    """Make the way to the record of an instance that sleeps, or is about to."""
+    return instance_state(instance) / "hibernated.json"
+
+
 def serial_logs(instance_directory: Path) -> list[Path]:
     return [instance_directory / name for name in ("serial.log", "serialp.log", "serialv.log")]
 

@@ -21,6 +21,8 @@ class Phase(enum.Enum):
     STOPPING = "waiting for the VM to stop"
     CREATE = "creating the VM"
     BOOT = "booting the VM"
+    WAKE = "waking the VM"
+    HIBERNATE = "saving the VM's memory"
     CONNECT = "waiting for SSH"
     SESSION = "waiting for the guest's user session"
     MOUNT = "waiting for the notebook's directory"

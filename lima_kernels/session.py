@@ -19,6 +19,7 @@ from .guest.forwards import Address, Forwards
 from .guest.kernels import Birth, KernelExit, KernelFacts, KernelState, Ownership
 from .guest.startup import Layout
 from .guest.streams import Claim
+from .hibernation.state import is_asleep
 from .instances import Wish
 from .launch import Entry, Launch
 from .magics.protocol import NAME_VARIABLE, SOCKET_VARIABLE
@@ -175,14 +176,28 @@ class Session:
             is_resumed = False
             while self.exit is None and not is_resumed:
                 try:
-                    self._guest = await self._vm.reconnect(self._wish)
+                    self._guest = await (self._awake() if is_asleep(self._vm.name) else self._vm.reconnect(self._wish))
                     await self._resume()
                     is_resumed = True
                 except InstanceError as error:
-                    self._end(KernelExit(self.name, GONE, reason=str(error)))
+                    if not is_asleep(self._vm.name):
+                        self._end(KernelExit(self.name, GONE, reason=str(error)))
                 except LimaKernelsError as error:
                     logger.warning("%s", error)
                     await asyncio.sleep(RETRY_INTERVAL)
+
+    async def _awake(self) -> Guest:
+        """Wait until somebody wakes the VM, or wake it when one of our clients asks for something."""
+        logger.info("The VM %r sleeps, and the kernel with it, until it is asked for something.", self._vm.name)
+        asked = asyncio.ensure_future(self._forwards.asked.wait())
+        try:
+            while not asked.done() and is_asleep(self._vm.name):
+                # Other processes wake it, too; the system does not tell us.
+                await asyncio.wait((asked,), timeout=RETRY_INTERVAL)
+        finally:
+            asked.cancel()
+        # One that was started otherwise is not started by us.
+        return await (self._vm.ensure if asked.done() else self._vm.reconnect)(self._wish)
 
     async def _resume(self) -> None:
         forkserver = self._guest.forkserver

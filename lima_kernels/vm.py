@@ -16,7 +16,9 @@ from .guest import kernels, mounts
 from .guest.connection import Connection, Endpoint, wait_for_connection
 from .guest.host_keys import KeyStore
 from .guest.readiness import Facts
-from .instances import Wish, owner_mark, present
+from .hibernation import saving, waking
+from .hibernation.state import Hibernated
+from .instances import REACH, Wish, owner_mark, present
 from .lima import boot as lima_boot
 from .lima import ending, hostagent
 from .lima.limactl import Limactl
@@ -149,6 +151,8 @@ class VM:
         while True:
             try:
                 return await self._attempt(wish, limit)
+            except waking.NotWoken as failed:
+                logger.warning("%s", failed)
             except Ended as ended:
                 self._unseen = ended.pid
                 logger.warning("The VM %r stopped, or lost its host agent, while it was started; again.", self.name)
@@ -158,28 +162,36 @@ class VM:
             self.progress.enter(Phase.CHECK)
             await self._limactl.version()
             async with locked(self.progress, wish.boot_timeout):
+                asleep = await waking.settled(self._limactl, self.name)
                 instance, created = await present(self._limactl, self.name, wish, self.progress)
                 if self._guest is not None and not self._guest.is_lost():
                     # It runs, and shows the directory: other kernels' connection is not touched for that.
                     return self._guest
                 await self.disconnect()
                 limit.exists()
-                boot = None
-                kind = history.Kind.CREATE if created else history.Kind.BOOT
+                boot, iid = None, ""
+                kind = history.Kind.CREATE if created else history.Kind.WAKE if asleep else history.Kind.BOOT
+                ours: list[Instance] = []
                 if not instance.is_up:
                     self.progress.expected = history.expected(self.name, kind, wish.made_of)
-                    self.progress.enter(Phase.BOOT)
-                    ours: list[Instance] = []
-                    stack.push_async_exit(self._undo_boot(created, limit, ours))
-                    boot = await stack.enter_async_context(
-                        lima_boot.booting(self._limactl, self.name, timeout=wish.boot_timeout)
-                    )
-                    await boot.ssh_port
+                    if asleep is None:
+                        self.progress.enter(Phase.BOOT)
+                        stack.push_async_exit(self._undo_boot(created, limit, ours))
+                        boot = await stack.enter_async_context(
+                            lima_boot.booting(self._limactl, self.name, timeout=wish.boot_timeout)
+                        )
+                        await boot.ssh_port
+                    else:
+                        self.progress.enter(Phase.WAKE)
+                        boot = await stack.enter_async_context(
+                            waking.waking(self._limactl, instance, asleep, timeout=wish.boot_timeout)
+                        )
+                        iid = waking.instance_id(instance)
                     instance = await self._limactl.get(self.name)
                 instance = await self._with_port(instance, boot)
                 if boot is not None:
                     ours.append(instance)
-            guest = self._keep(stack, await self._reach(stack, instance, wish, boot), instance)
+            guest = self._keep(stack, await self._reach(stack, instance, wish, boot, iid), instance)
             if boot is not None:
                 history.note(self.name, kind, self.progress.elapsed, wish.made_of)
             return guest
@@ -240,9 +252,11 @@ class VM:
                 hint=f"Try: limactl stop --force {self.name}",
             ) from error
 
-    async def _reach(self, stack: AsyncExitStack, instance: Instance, wish: Wish, boot: lima_boot.Boot | None) -> Guest:
+    async def _reach(
+        self, stack: AsyncExitStack, instance: Instance, wish: Wish, boot: lima_boot.Boot | None, iid: str
+    ) -> Guest:
         """Connect and wait until the guest is ready; a boot that fails, or a VM that stops, ends the wait."""
-        work = asyncio.ensure_future(self._ready(stack, instance, wish))
+        work = asyncio.ensure_future(self._ready(stack, instance, wish, iid))
         watch = asyncio.ensure_future(self._watch(instance, boot))
         try:
             await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
@@ -289,13 +303,13 @@ class VM:
                 self.name,
             )
 
-    async def _ready(self, stack: AsyncExitStack, instance: Instance, wish: Wish) -> Guest:
+    async def _ready(self, stack: AsyncExitStack, instance: Instance, wish: Wish, iid: str = "") -> Guest:
         wanted = arrival.needs(instance, wish)
         while True:
             connection = await self._connect(instance)
             stack.push_async_callback(connection.close)
             try:
-                found = await arrival.arrive(connection, instance, wanted, self.progress, self._on_event)
+                found = await arrival.arrive(connection, instance, wanted, self.progress, self._on_event, iid)
             except ConnectionFailed:
                 # In a guest's first boot Lima ends all sessions once; any other failure is meant.
                 with contextlib.suppress(TimeoutError):
@@ -377,6 +391,19 @@ class VM:
             self.progress.restart()
             await self.disconnect()
             await instances.stop(self._limactl, self.progress, force=force)
+
+    async def hibernate(self, *, force: bool = False) -> Hibernated:
+        """Save the VM's memory and end it; its kernels live on when it is next started.
+
+        :param force: also while cells run; they go on then.
+        :raises InstanceError: when it cannot be; names who or what is in the way.
+        """
+        guest = await self.reconnect(REACH)
+        async with self._turn:
+            self.progress.restart()
+            found = await saving.hibernate(self._limactl, self.progress, guest.forkserver, force=force)
+            await self.disconnect()
+            return found
 
     async def delete(self, *, force: bool = False) -> None:
         """Delete the VM with its disk.

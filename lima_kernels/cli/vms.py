@@ -11,8 +11,10 @@ from typing import Any
 from .. import wishes
 from ..errors import InstanceError, nearest
 from ..guest.mounts import directory_to_share
+from ..hibernation.state import Hibernated
 from ..kernelspec import installed
 from ..lima.limactl import Limactl
+from ..lima.sizes import shown
 from ..runtime import runtime
 from ..settings import DEFAULT_INSTANCE, Settings
 from ..verbs.usage import users
@@ -24,6 +26,7 @@ def add_commands(commands: Any) -> None:
     for name, help_, command in (
         ("start", "start the VM of a kernel spec, and make it when it is missing", _start),
         ("stop", "shut a VM down; its kernels end", _stop),
+        ("hibernate", "save a VM's memory and end it; its kernels live on when it is started again", _hibernate),
         ("delete", "delete a VM that lima-kernels made, with its disk", _delete),
     ):
         parser = commands.add_parser(name, help=help_)
@@ -93,6 +96,16 @@ def _may_end(instance: str, users: Sequence[str]) -> bool:
     except EOFError:
         answer = ""
     return answer.strip().lower() in ("y", "yes")
+
+
+def _hibernate(options: argparse.Namespace) -> int:
+    async def hibernate() -> Hibernated:
+        return await runtime().vm(options.instance).hibernate(force=options.force)
+
+    with watching():
+        found = runtime().run_blocking(hibernate())
+    print(f"The VM {options.instance} sleeps; its memory takes {shown(found.size)} on the disk.")
+    return 0
 
 
 def _delete(options: argparse.Namespace) -> int:

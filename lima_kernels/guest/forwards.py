@@ -44,7 +44,8 @@ class Address(NamedTuple):
 class Forwards:
     """The host's end of a kernel's channels; an async context manager that listens while it is entered.
 
-    Clients are let in, and what they send is kept, also while there is no connection to the guest.
+    Clients are let in, and what they send is kept, also while there is no connection to the guest; ``asked`` is set when
+    that may be a request.
 
     :param prefix: of the unix sockets' paths on the host; only looked at for ``Transport.IPC``.
     """
@@ -56,6 +57,7 @@ class Forwards:
         self._streams: set[Stream] = set()
         self._tasks: set[asyncio.Task[bool]] = set()
         self._is_closed = False
+        self.asked = asyncio.Event()
         self._requests_wait_until = 0.0
         self._stack = AsyncExitStack()
 
@@ -99,7 +101,7 @@ class Forwards:
         await server.start_serving()
 
     def _factory(self, channel: int) -> Callable[[], Stream]:
-        return lambda: Stream(channel, self._made, self._ended)
+        return lambda: Stream(channel, self._made, self._ended, self._given)
 
     def _made(self, stream: Stream) -> None:
         if self._is_closed:
@@ -112,6 +114,10 @@ class Forwards:
 
     def _ended(self, stream: Stream) -> None:
         self._streams.discard(stream)
+
+    def _given(self, stream: Stream) -> None:
+        if self._route is None and stream.channel in _CARRY_REQUESTS:
+            self.asked.set()
 
     def _begin(self, stream: Stream) -> asyncio.Task[bool]:
         assert self._route is not None
@@ -127,6 +133,7 @@ class Forwards:
         and what was under way is lost.
         """
         self._route = (connection, claim)
+        self.asked.clear()
         if all(await asyncio.gather(*(self._begin(stream) for stream in tuple(self._streams)))):
             return True
         self._requests_wait_until = asyncio.get_running_loop().time() + SUBSCRIBING

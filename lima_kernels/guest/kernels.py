@@ -29,6 +29,8 @@ _ATTEMPTS = {
     "ready": "say whether it is ready",
     "usage": "say how much memory it has in use",
     "environment": "find an environment",
+    "leave": "let go of this host's directories",
+    "return": "take up this host's directories again",
 }
 
 
@@ -276,7 +278,11 @@ class Forkserver:
             raise GuestError(f"The guest could not {what}: {message.error}.", context=message.log)
         return message.ok
 
-    async def _ask(self, operation: str, **fields: Any) -> msgspec.Raw:
+    async def ask(self, operation: str, **fields: Any) -> msgspec.Raw:
+        """Have an operation done, and return the answer.
+
+        :raises GuestError: when it fails, or the answer does not come in time.
+        """
         limit = REQUEST_TIMEOUT if self._has_answered else FIRST_TIMEOUT
         try:
             return await self._request(operation, timeout=limit, **fields)
@@ -305,44 +311,44 @@ class Forkserver:
             notes=list(birth.notes),
             python=birth.python,
         )
-        return _decoded(reply, _Spawned).pid
+        return decoded(reply, _Spawned).pid
 
     async def hold(self, kernel: str, ownership: Ownership) -> Held:
         """Be a kernel's owner from now on, or again; the caller knows that no other owner lives."""
-        reply = await self._ask("hold", kernel=kernel, owner=ownership.token, keep=ownership.keep)
-        return _decoded(reply, Held)
+        reply = await self.ask("hold", kernel=kernel, owner=ownership.token, keep=ownership.keep)
+        return decoded(reply, Held)
 
     async def release(self, kernel: str) -> None:
         """Be a kernel's owner no longer; it lives on for as long as its owner said."""
-        await self._ask("release", kernel=kernel)
+        await self.ask("release", kernel=kernel)
 
     async def signal(self, kernel: str, signum: int) -> None:
         """Send a signal to a kernel's process group; nothing happens when it has ended."""
-        await self._ask("signal", kernel=kernel, signum=signum)
+        await self.ask("signal", kernel=kernel, signum=signum)
 
     async def note(self, kernel: str, text: str) -> None:
         """Show a line on the stderr of the cell that runs, or of the next; other kernels than ipykernel show none."""
-        await self._ask("note", kernel=kernel, text=text)
+        await self.ask("note", kernel=kernel, text=text)
 
     async def list(self) -> dict[str, KernelState]:
         """Return the kernels that the forkserver knows, ended ones until they are removed."""
-        return _decoded(await self._ask("list"), dict[str, KernelState])
+        return decoded(await self.ask("list"), dict[str, KernelState])
 
     async def ready(self, question: Mapping[str, object]) -> Identity:
         """Return whether the guest has what :func:`.readiness.question` names."""
-        return _decoded(await self._ask("ready", **question), Identity)
+        return decoded(await self.ask("ready", **question), Identity)
 
     async def usage(self) -> MemoryUse:
         """Return how much memory the guest has in use."""
-        return _decoded(await self._ask("usage"), MemoryUse)
+        return decoded(await self.ask("usage"), MemoryUse)
 
     async def specs(self, python: str = "") -> dict[str, GuestSpec]:
         """Return the guest's own kernel specs, and those of an environment's Python or of the guest's usual one."""
-        return _decoded(await self._ask("specs", python=python), dict[str, GuestSpec])
+        return decoded(await self.ask("specs", python=python), dict[str, GuestSpec])
 
     async def environment(self, name: str) -> Found:
         """Return what the guest has of an environment."""
-        return _decoded(await self._ask("environment", name=name), Found)
+        return decoded(await self.ask("environment", name=name), Found)
 
     async def mount(self, mount: str, user: str, wanted: MountRequest, *, timeout: float) -> None:
         """Mount a directory of the host, or be one more user of it; the host has to serve it meanwhile.
@@ -355,25 +361,25 @@ class Forkserver:
 
     async def unmount(self, mount: str, user: str) -> Sequence[str]:
         """Be a mount's user no longer, and return who is left; it is unmounted when nobody is."""
-        return _decoded(await self._ask("unmount", mount=mount, user=user), _Left).users
+        return decoded(await self.ask("unmount", mount=mount, user=user), _Left).users
 
     async def mounts(self) -> dict[str, MountState]:
         """Return the directories of the host that were added to the guest."""
-        return _decoded(await self._ask("mounts"), dict[str, MountState])
+        return decoded(await self.ask("mounts"), dict[str, MountState])
 
     async def claim(self, mount: str, owner: str) -> bool:
         """Serve a mount from now on, or still, and return whether its sshfs waits for that just now."""
-        return _decoded(await self._ask("claim", mount=mount, owner=owner), _Claimed).joining
+        return decoded(await self.ask("claim", mount=mount, owner=owner), _Claimed).joining
 
     async def obey(self, idle_timeout: float, standby_kernels: int) -> None:
         """Say for all kernels when an idle guest shuts down, in seconds and 0 for never; and how many stand by."""
         if (idle_timeout, standby_kernels) != self._obeyed:
-            await self._ask("settings", idle_timeout=idle_timeout, standby_kernels=standby_kernels)
+            await self.ask("settings", idle_timeout=idle_timeout, standby_kernels=standby_kernels)
             self._obeyed = idle_timeout, standby_kernels
 
     async def remove(self, kernel: str) -> None:
         """Kill whatever is left of a kernel's session and remove its directory."""
-        await self._ask("remove", kernel=kernel)
+        await self.ask("remove", kernel=kernel)
 
     def is_closed(self) -> bool:
         """Tell whether the conversation has ended, whoever ended it."""
@@ -390,7 +396,11 @@ class Forkserver:
         await asyncio.gather(self._task, return_exceptions=True)
 
 
-def _decoded(reply: msgspec.Raw, kind: type[T]) -> T:
+def decoded(reply: msgspec.Raw, kind: type[T]) -> T:
+    """Return an answer as what it has to be.
+
+    :raises GuestError: when it is not.
+    """
     try:
         return msgspec.json.decode(reply, type=kind)
     except msgspec.DecodeError as error:

@@ -111,10 +111,18 @@ class Stream(asyncio.Protocol):
 
     :param on_made: called when the client is there; the stream then waits to be carried.
     :param on_end: called when it is over.
+    :param on_given: called when the client sends something while nothing carries it.
     """
 
-    def __init__(self, channel: int, on_made: Callable[[Stream], None], on_end: Callable[[Stream], None]) -> None:
+    def __init__(
+        self,
+        channel: int,
+        on_made: Callable[[Stream], None],
+        on_end: Callable[[Stream], None],
+        on_given: Callable[[Stream], None] = lambda _stream: None,
+    ) -> None:
         self.channel = channel
+        self._on_given = on_given
         self._on_made = on_made
         self._on_end = on_end
         self._token = secrets.token_hex(16)
@@ -139,6 +147,8 @@ class Stream(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._send(b"".join(self._state.give(data)))
+        if self._carrier is None:
+            self._on_given(self)
         self.flow()
 
     def connection_lost(self, _error: Exception | None) -> None:

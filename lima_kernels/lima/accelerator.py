@@ -11,6 +11,7 @@ import functools
 import os
 import platform
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +67,12 @@ def detect() -> Verdict:
         return Verdict(Accelerator.MACOS, "")
     reason = probe_kvm()
     return Verdict(Accelerator.EMULATION, reason) if reason else Verdict(Accelerator.KVM, "")
+
+
+def with_options(environment: Mapping[str, str], arch: str, options: Sequence[str]) -> dict[str, str]:
+    """Return limactl's environment with more options for the QEMU of an architecture, after those it has already."""
+    name, program = f"QEMU_SYSTEM_{arch.upper()}", f"qemu-system-{arch}"
+    return {**environment, name: " ".join((environment.get(name) or program, *options))}
 
 
 def limactl_environment(verdict: Verdict) -> dict[str, str]:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import re
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from .. import paths
@@ -42,7 +42,9 @@ class Boot:
     instance ready, with an InstanceError when it failed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, arch: str, options: Sequence[str]) -> None:
+        self._arch = arch
+        self._options = options
         self.ssh_port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -50,12 +52,12 @@ class Boot:
         """Run `limactl start` to its end; an end by cancellation leaves the VM itself booting.
 
         A VM whose process fails as it begins, as it does when another program takes the port that Lima chose for its
-        SSH in that moment, is started once more.
+        SSH in that moment, is started once more; not one that was started with options, which are for one time.
         """
         error = InstanceError(f"Starting the VM {name!r} was given up.")
         try:
             result = await self._start(limactl, name, timeout)
-            if result is not None and (reason := ending.driver_failure(paths.lima_home() / name)):
+            if result is not None and not self._options and (reason := ending.driver_failure(paths.lima_home() / name)):
                 logger.warning("The VM %r ended as it began to boot (%s); it is started once more.", name, reason)
                 result = await self._start(limactl, name, timeout)
             if result is None:
@@ -76,7 +78,7 @@ class Boot:
     async def _start(self, limactl: Limactl, name: str, timeout: float) -> InstanceError | None:
         """Run `limactl start` to its end, and return why it failed."""
         tail: deque[str] = deque(maxlen=LOG_TAIL)
-        async with limactl.start(name, timeout=timeout) as running:
+        async with limactl.start(name, timeout=timeout, arch=self._arch, options=self._options) as running:
             async for raw in running.lines():
                 line = decode_log_line(raw)
                 tail.append(line.msg)
@@ -97,12 +99,15 @@ class Boot:
 
 
 @contextlib.asynccontextmanager
-async def booting(limactl: Limactl, name: str, *, timeout: float) -> AsyncIterator[Boot]:
+async def booting(
+    limactl: Limactl, name: str, *, timeout: float, arch: str = "", options: Sequence[str] = ()
+) -> AsyncIterator[Boot]:
     """Start an instance; `limactl start` is ended with the block, the VM goes on.
 
     :param timeout: seconds that Lima gives the instance to be ready.
+    :param options: more of them for the QEMU of the instance's ``arch``.
     """
-    boot = Boot()
+    boot = Boot(arch, options)
     task = asyncio.ensure_future(boot.watch(limactl, name, timeout))
     try:
         yield boot

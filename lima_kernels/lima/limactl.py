@@ -248,10 +248,16 @@ class Limactl:
         await self.run("create", f"--name={name}", "-", stdin=config, timeout=timeout)
 
     @contextlib.asynccontextmanager
-    async def start(self, name: str, *, timeout: float) -> AsyncIterator[process.Stream]:
-        """Start an instance and hand out limactl's log as it comes; it ends when the instance is ready or failed."""
+    async def start(
+        self, name: str, *, timeout: float, arch: str = "", options: Sequence[str] = ()
+    ) -> AsyncIterator[process.Stream]:
+        """Start an instance and hand out limactl's log as it comes; it ends when the instance is ready or failed.
+
+        :param options: more of them for the QEMU of the instance's ``arch``.
+        """
         argv = self._argv("start", f"--timeout={timeout:.0f}s", name)
-        async with process.stream(argv, env=self._env) as running:
+        env = accelerator.with_options(self._env, arch, options) if options else self._env
+        async with process.stream(argv, env=env) as running:
             yield running
 
     async def replace_config(self, instance: Instance, config: str) -> None:

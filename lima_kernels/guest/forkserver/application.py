@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from . import advice, kit
+from .away import Away
 from .kernels import CONNECTION_FILE, NOTES
 
 # What jupyter_client's connection file says, and an application keeps.
@@ -118,6 +119,7 @@ def run(app: Any, start: Any, directory: str, notes: Iterable[str]) -> None:
     sys.stderr.flush()
     advice.attend(shell)
     kit.load(shell)
+    Away(directory).attend()
     Link(start.link, os.path.join(directory, NOTES), notes).attach(shell)
     os.write(start.ready, b"1")
     os.close(start.ready)

@@ -44,6 +44,8 @@ class Registry:
         self._streams = streams
         self._tell = tell
         self._mounts = mounts
+        # Of others who wait for the end of processes.
+        self.more_pids: Callable[[], Iterator[int]] = lambda: iter(())
         self.starts = Starts(
             directory, selector, kernels=self.kernels, remove=self.remove, others=self._pids, reap=self.reap
         )
@@ -198,7 +200,7 @@ class Registry:
     def _pids(self) -> set[int]:
         """Return the processes whose end we wait for."""
         kernels = (kernel.pid for kernel in self.kernels.values() if kernel.code is None)
-        return {*kernels, *self._mounts.pids()}
+        return {*kernels, *self._mounts.pids(), *self.more_pids()}
 
     def _tell_exit(self, kernel: Kernel) -> None:
         event = {"event": "exit", "kernel": kernel.name, "code": kernel.code, "log": kernel.log_tail()}

@@ -21,6 +21,8 @@ It is reached through a unix socket in a 0700 directory and speaks JSON lines:
     {"id": 16, "op": "usage"}
     {"id": 17, "op": "environment", "name": NAME}
     {"id": 18, "op": "ready", "mounted": [DIR], "holds": {FILE: TEXT}, "exists": [PATH]}
+    {"id": 19, "op": "leave", "mounts": [DIR], "force": false}
+    {"id": 20, "op": "return", "mounts": [DIR], "iid": TEXT or "", "now": SECONDS}
 
 A python is that of an environment; without one it is the forkserver's own. Every request is answered by a line with
 its id and either "ok" or "error". After the answer to "stream" the connection carries the frames of a resumable stream.
@@ -48,6 +50,7 @@ from .kernels import seconds
 from .mounts import Mounts
 from .registry import Registry
 from .resumable import ProtocolError
+from .sleep import Sleep
 from .streams import Streams
 from .wire import Wire
 
@@ -87,6 +90,8 @@ class Server:
             self._mounts,
             environments_directory=environments_directory,
         )
+        self._sleep = Sleep(root, self.registry.kernels)
+        self.registry.more_pids = self._sleep.pids
         self._mounts.know(self.registry.kernels)
         self.registry.starts.standbys.want(self._settings.standby_kernels)
 
@@ -111,6 +116,8 @@ class Server:
             "unmount": mounts.unmount,
             "mounts": mounts.describe,
             "claim": mounts.claim,
+            "leave": self._sleep.leave,
+            "return": self._sleep.come_back,
         }
 
     # The loop
@@ -126,7 +133,7 @@ class Server:
 
     def _deadline(self) -> float:
         """Return when something needs to be looked at without an event, in monotonic seconds."""
-        deadlines = [*self.registry.deadlines(), *self._mounts.deadlines()]
+        deadlines = [*self.registry.deadlines(), *self._mounts.deadlines(), *self._sleep.deadlines()]
         if (idle_end := self._idle.deadline()) is not None:
             deadlines.append(idle_end)
         # The system waits no longer than 24 days.
@@ -150,6 +157,7 @@ class Server:
     def _tick(self) -> None:
         self.registry.look()
         self._mounts.look()
+        self._sleep.look()
         if not self._powered_off and self._idle.has_run_out():
             self._tell({"event": "power off", "idle": self._idle.timeout})
             self._powered_off = self._idle.power_off()
@@ -168,6 +176,7 @@ class Server:
         self._clients.discard(client)
         self.registry.forget(client)
         self._mounts.forget(client, self.registry.kernels)
+        self._sleep.forget(client)
 
     def _tell(self, event: dict[str, Any]) -> None:
         """Send an event to every client."""
@@ -254,6 +263,7 @@ class Server:
                 pass
         self.registry.reap()
         self._mounts.reap()
+        self._sleep.reap()
         self.registry.starts.reap_orphans()
 
     def close_in_child(self) -> None:

@@ -1,0 +1,243 @@
+"""The guest's part in its own sleep: directories of the host are let go before, and taken up again after.
+
+A VM whose memory is to be saved may have none of them mounted. Whoever asked for it may die in between: what is not
+taken up again in time is taken up by us; the guest's own clock for that stands still while it sleeps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .away import FILE, SIGNAL, directory_of, is_below
+from .clients import Client, Refused
+from .kernels import NOTES, Kernel, session_members, write_private
+
+# Seconds awake after which what was let go is taken up again.
+PATIENCE = 60.0
+RECORD = "sleep.json"
+
+# $1: seconds to wait for who leaves; then the directories, the innermost first.
+_LEAVE = r"""
+tries=$1 busy=; shift
+for point; do
+  while mountpoint -q -- "$point" && ! umount -- "$point" 2>/dev/null; do
+    tries=$((tries - 1))
+    [ "$tries" -gt 0 ] || { busy=1; break; }
+    sleep 0.1
+  done
+done
+[ -z "$busy" ] || exit 3
+! mountpoint -q /mnt/lima-cidata || umount /mnt/lima-cidata || true
+sync
+echo 3 >/proc/sys/vm/drop_caches
+"""
+# $1: Lima's name of this start; $2: the time, in seconds since the epoch; each may be empty. Then the directories.
+_RETURN = r"""
+failed= iid=$1 now=$2; shift 2
+[ -z "$now" ] || date -s "@$now" >/dev/null
+if [ -n "$iid" ]; then for file in ssh-ready boot-done; do echo "$iid" >"/run/lima-$file"; done; fi
+for point; do mountpoint -q -- "$point" || mount -- "$point" || failed=1; done
+cdrom=/dev/disk/by-label/cidata
+if [ ! -e "$cdrom" ] || mountpoint -q /mnt/lima-cidata; then :; else
+  mount -t iso9660 -o ro,mode=0700,dmode=0700,overriderockperm,exec,uid=0 "$cdrom" /mnt/lima-cidata
+fi
+[ -z "$failed" ] || exit 3
+"""
+# Everything that processes hold, as root sees it; no look at what is held itself.
+_HELD = r"""
+cd /proc && find [0-9]*/cwd [0-9]*/root [0-9]*/exe [0-9]*/fd [0-9]*/map_files -maxdepth 1 -type l -printf '%p\t%l\0' \
+  2>/dev/null || true
+"""
+# Tenths of a second.
+_TRIES = 50
+_LOOK_TIMEOUT = 20.0
+
+
+class State(enum.Enum):
+    """Where the guest is on its way to sleep and back."""
+
+    AWAKE = "awake"
+    LEAVING = "leaving"
+    AWAY = "away"
+    RETURNING = "returning"
+
+
+class Sleep:
+    """Lets go of the host's directories, and takes them up again.
+
+    :param root: where a record survives us.
+    """
+
+    def __init__(self, root: str, kernels: Mapping[str, Kernel]) -> None:
+        self._file = os.path.join(root, RECORD)
+        self._kernels = kernels
+        self._state = State.AWAKE
+        self._points: list[str] = []
+        self._deadline = 0.0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._asked: tuple[Client, object] | None = None
+        # What is answered once all is as it was.
+        self._held: list[dict[str, Any]] | None = None
+        with contextlib.suppress(OSError, ValueError, TypeError), open(self._file, encoding="utf-8") as file:
+            # An earlier forkserver let go of them.
+            self._points = [str(point) for point in json.load(file)]
+            self._is_away()
+
+    # Operations
+
+    def leave(self, client: Client, request: dict[str, Any]) -> dict[str, Any] | None:
+        """Unmount directories; the client is told who works, or what is held, if that is in the way."""
+        if self._state is not State.AWAKE:
+            raise Refused("it is about to sleep already")
+        busy = [name for name, kernel in self._kernels.items() if kernel.code is None and kernel.busy]
+        if busy and not request["force"]:
+            return {"ok": {"is_away": False, "busy": busy}}
+        self._points = sorted((str(point) for point in request["mounts"]), key=len, reverse=True)
+        with contextlib.suppress(OSError):
+            write_private(self._file, self._points)
+        self._tell_kernels("\0".join(self._points))
+        self._asked = (client, request["id"])
+        self._run(State.LEAVING, _LEAVE, str(_TRIES), *self._points)
+        return None
+
+    def come_back(self, client: Client, request: dict[str, Any]) -> dict[str, Any] | None:
+        """Mount them again, and tell the guest the time and the name that Lima gave its new start."""
+        if self._state not in (State.AWAY, State.AWAKE):
+            raise Refused("it is on its way already")
+        self._points = self._points or [str(point) for point in request["mounts"]]
+        self._asked = (client, request["id"])
+        self._return(str(request["iid"]), "%.3f" % float(request["now"]))
+        return None
+
+    # What is under way
+
+    def _run(self, state: State, script: str, *arguments: str) -> None:
+        argv = ["sudo", "-n", "sh", "-c", script, "sh", *arguments]
+        try:
+            self._process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/"
+            )
+        except OSError:
+            if state is State.LEAVING:
+                self._awake()
+            raise
+        self._state = state
+
+    def _return(self, iid: str, now: str) -> None:
+        self._run(State.RETURNING, _RETURN, iid, now, *reversed(self._points))
+
+    def _is_away(self) -> None:
+        self._state = State.AWAY
+        self._deadline = time.monotonic() + PATIENCE
+
+    def _awake(self) -> None:
+        self._state = State.AWAKE
+        self._tell_kernels(None)
+        self._points = []
+        with contextlib.suppress(OSError):
+            os.unlink(self._file)
+
+    def pids(self) -> Iterator[int]:
+        """Yield the processes whose end is waited for."""
+        if self._process is not None:
+            yield self._process.pid
+
+    def deadlines(self) -> Iterator[float]:
+        """Yield when nobody comes any more, in monotonic seconds."""
+        if self._state is State.AWAY:
+            yield self._deadline
+
+    def look(self) -> None:
+        """Do what is due."""
+        if self._state is State.AWAY and time.monotonic() >= self._deadline:
+            self._deadline = time.monotonic() + PATIENCE
+            with contextlib.suppress(OSError):
+                self._return("", "")
+
+    def reap(self) -> None:
+        """Take notice of a program that has ended."""
+        if self._process is None or (code := self._process.poll()) is None:
+            return
+        self._process = None
+        if self._state is State.LEAVING and not code:
+            self._is_away()
+            self._answer({"ok": {"is_away": True}})
+        elif self._state is State.LEAVING:
+            self._held = list(self._holders())
+            self._return("", "")
+        else:
+            self._awake()
+            held, self._held = self._held, None
+            if held is not None:
+                self._answer({"ok": {"is_away": False, "held": held}})
+            elif code:
+                self._answer({"error": "a directory of the host could not be mounted again"})
+            else:
+                self._answer({"ok": {}})
+
+    def _answer(self, answer: dict[str, Any]) -> None:
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            asked[0].send({"id": asked[1], **answer})
+
+    def forget(self, client: Client) -> None:
+        """Take notice that a client is gone."""
+        if self._asked is not None and self._asked[0] is client:
+            self._asked = None
+
+    # Kernels, and other processes
+
+    def _tell_kernels(self, points: str | None) -> None:
+        """Let kernels leave directories, or come back."""
+        for kernel in self._kernels.values():
+            file = os.path.join(kernel.directory, FILE)
+            # A program that is no kernel of ours would be ended by the signal.
+            if kernel.code is not None or not os.path.exists(os.path.join(kernel.directory, NOTES)):
+                continue
+            with contextlib.suppress(OSError):
+                if points is None:
+                    os.unlink(file)
+                elif is_below(directory_of(kernel.pid), self._points):
+                    with open(file, "w", encoding="utf-8", errors="surrogateescape") as out:
+                        out.write(points)
+                else:
+                    continue
+                os.kill(kernel.pid, SIGNAL)
+
+    def _holders(self) -> Iterator[dict[str, Any]]:
+        """Yield what processes hold of the directories."""
+        try:
+            found = subprocess.run(
+                ["sudo", "-n", "sh", "-c", _HELD], stdin=subprocess.DEVNULL, capture_output=True, timeout=_LOOK_TIMEOUT
+            ).stdout
+        except (OSError, subprocess.SubprocessError):
+            return
+        seen = set()
+        for entry in found.decode(errors="surrogateescape").split("\0"):
+            source, _, target = entry.partition("\t")
+            pid = source.partition("/")[0]
+            if pid.isdigit() and (pid, target) not in seen and is_below(target, self._points):
+                seen.add((pid, target))
+                names = {"program": _program(int(pid)), "kernel": self._kernel_of(int(pid))}
+                yield {"pid": int(pid), "path": target, **names}
+
+    def _kernel_of(self, pid: int) -> str:
+        for name, kernel in self._kernels.items():
+            if kernel.pid == pid or pid in session_members(kernel.pid):
+                return name
+        return ""
+
+
+def _program(pid: int) -> str:
+    try:
+        with open("/proc/%d/comm" % pid, encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""

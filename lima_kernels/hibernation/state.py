@@ -1,0 +1,161 @@
+"""What is known of a VM that sleeps, and whether its memory still belongs to its disk.
+
+Memory that is loaded beside a disk that has changed since would destroy that disk. So whatever could have changed it is
+written down, compared before, and the memory is gone before the guest takes its first step.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import os
+import time
+import zlib
+from pathlib import Path
+from typing import ClassVar
+
+import msgspec
+
+from .. import paths, records
+from ..lima.accelerator import detect
+from ..lima.models import Instance
+
+# What QEMU writes to, in an instance's directory (lima ``pkg/limatype/filenames``); an additional disk has one of its own.
+_DISKS = ("disk", "diffdisk", "basedisk")
+_ADDITIONAL = ("_disks", "datadisk")
+_CONFIG = "lima.yaml"
+_BLOCK = 1 << 20
+
+
+class Stage(enum.Enum):
+    """How far a VM is on its way to sleep."""
+
+    SAVING = "saving"
+    ASLEEP = "asleep"
+
+
+class Disk(msgspec.Struct, frozen=True):
+    """What a file was when the VM fell asleep; times in nanoseconds."""
+
+    path: str
+    inode: int
+    size: int
+    modified: int
+
+
+class Hibernated(records.Record, frozen=True, kw_only=True):
+    """A VM that sleeps, or that a process (``pid``) just puts to sleep.
+
+    ``config`` is the digest of its lima.yaml, ``qemu`` the version that saved it, ``machine`` what it ran on; ``size``
+    and ``checksum`` (CRC-32) are its memory's, ``at`` is when, in seconds since the epoch; ``kernels`` lived in it.
+    """
+
+    VERSION: ClassVar[int] = 1
+    version: int = VERSION
+    stage: Stage
+    pid: int
+    at: float
+    kernels: tuple[str, ...] = ()
+    config: str = ""
+    qemu: str = ""
+    machine: str = ""
+    disks: tuple[Disk, ...] = ()
+    size: int = 0
+    checksum: int = 0
+
+
+def _disk(path: Path) -> Disk:
+    found = path.stat()
+    return Disk(str(path), found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def disks(instance: Instance) -> tuple[Disk, ...]:
+    """Return what a stopped instance's disks are just now."""
+    files = [instance.dir / name for name in _DISKS]
+    directory, name = _ADDITIONAL
+    files += [paths.lima_home() / directory / disk.name / name for disk in instance.additional_disks]
+    return tuple(_disk(file) for file in files if file.exists())
+
+
+def config_digest(instance: Instance) -> str:
+    """Return the digest of what an instance is made of, to the last byte."""
+    return hashlib.sha256((instance.dir / _CONFIG).read_bytes()).hexdigest()
+
+
+def machine() -> str:
+    """Return what VMs run on here."""
+    return f"{detect().accelerator.value} {os.uname().machine}"
+
+
+def begin(instance: Instance, kernels: tuple[str, ...]) -> None:
+    """Write down that an instance is put to sleep, so that nobody takes its end for its kernels' end."""
+    record = Hibernated(stage=Stage.SAVING, pid=os.getpid(), at=time.time(), kernels=kernels)
+    records.write(paths.hibernated_file(instance.name), record)
+
+
+def read(name: str) -> Hibernated | None:
+    """Return what is known of the sleep of an instance; None when it does not sleep."""
+    return records.read(paths.hibernated_file(name), Hibernated) if paths.has_instance_state(name) else None
+
+
+def checksum(file: Path) -> int:
+    """Return the CRC-32 of a file: what damages a disk's sector is no adversary."""
+    found = 0
+    with file.open("rb") as opened:
+        while block := opened.read(_BLOCK):
+            found = zlib.crc32(block, found)
+    return found
+
+
+def complete(instance: Instance, qemu: str) -> Hibernated:
+    """Write down that an instance sleeps, once its memory is safe on the disk.
+
+    :raises OSError: when it cannot be made safe.
+    """
+    file = paths.memory_file(instance.dir)
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+    before = read(instance.name)
+    record = Hibernated(
+        stage=Stage.ASLEEP,
+        pid=os.getpid(),
+        at=time.time(),
+        kernels=before.kernels if before else (),
+        config=config_digest(instance),
+        qemu=qemu,
+        machine=machine(),
+        disks=disks(instance),
+        size=file.stat().st_size,
+        checksum=checksum(file),
+    )
+    records.write(paths.hibernated_file(instance.name), record)
+    return record
+
+
+def objection(instance: Instance, record: Hibernated) -> str:
+    """Return why a memory must not be loaded, in words, or nothing; its content is not looked at."""
+    try:
+        if record.stage is not Stage.ASLEEP:
+            return "it was not saved to its end"
+        if record.disks != disks(instance):
+            return "its disk has changed since, by a start or by hand"
+        if record.config != config_digest(instance):
+            return "its lima.yaml has changed since"
+        if record.machine != machine():
+            return f"it ran by {record.machine}, and would now by {machine()}"
+        if paths.memory_file(instance.dir).stat().st_size != record.size:
+            return "its memory file is damaged"
+    except OSError as error:
+        return f"{error.filename} cannot be looked at: {error.strerror}"
+    return ""
+
+
+def discard(instance: Instance) -> None:
+    """Forget a sleep, and remove the memory for good."""
+    paths.memory_file(instance.dir).unlink(missing_ok=True)
+    records.remove(paths.hibernated_file(instance.name))
+
+
+def is_asleep(name: str) -> bool:
+    """Tell whether an instance sleeps, or is on its way to sleep or back; asks no process."""
+    return read(name) is not None
