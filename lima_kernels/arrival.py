@@ -43,6 +43,7 @@ async def arrive(
     wanted: Needs,
     progress: Progress,
     on_event: Callable[[kernels.GuestEvent], None],
+    *,
     iid: str,
 ) -> Arrived:
     """Wait until a guest has what is needed, and return its forkserver, which is started where it does not run.

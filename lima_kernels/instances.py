@@ -153,6 +153,7 @@ async def _create(limactl: Limactl, name: str, wish: Wish) -> Instance:
     existed = (paths.lima_home() / name).exists()
     # Of one of this name that was deleted by others.
     records.remove(paths.environments_file(name))
+    records.remove(paths.hibernated_file(name))
     try:
         await limactl.create(name, planned.config, timeout=wish.create_timeout)
         return await limactl.get(name)
@@ -288,6 +289,7 @@ async def delete(limactl: Limactl, progress: Progress, *, force: bool) -> None:
         check_deletable(instance, force=force)
         await limactl.delete(name)
         records.remove(paths.environments_file(name))
+        hibernation.discard(instance)
         ending.forget_stop(instance.dir)
 
 

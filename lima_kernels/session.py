@@ -243,8 +243,12 @@ class Session:
             except ConnectionFailed:
                 # The keeper is at it already.
                 async with asyncio.timeout(SIGNAL_TIMEOUT):
-                    guest = await self._vm.reconnect(self._wish)
+                    guest = await self._reach()
                 await guest.forkserver.signal(self.name, signum)
+
+    async def _reach(self) -> Guest:
+        """Return the guest, which is woken where it sleeps."""
+        return await (self._vm.ensure if is_asleep(self._vm.name) else self._vm.reconnect)(self._wish)
 
     async def wait(self) -> int:
         """Wait for the kernel's end and return its exit code, negative for a signal."""

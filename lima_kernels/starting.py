@@ -5,8 +5,16 @@ from __future__ import annotations
 import asyncio
 from types import TracebackType
 
-from .errors import Cancelled
+from .errors import Cancelled, InstanceError
 from .instances import Wish
+from .lima import hostagent
+from .lima.boot import Boot
+from .lima.limactl import Limactl
+from .lima.models import Instance, Status
+
+# Seconds.
+PORT_TIMEOUT = 30.0
+_PORT_INTERVAL = 0.2
 
 
 class Ended(Exception):
@@ -87,3 +95,29 @@ class Start:
 def was_cancelled(name: str) -> Cancelled:
     """Return what whoever waits for a start is told that somebody cancelled."""
     return Cancelled(f"The start of the VM {name!r} was cancelled.", hint="Start the kernel again to try anew.")
+
+
+async def with_port(limactl: Limactl, instance: Instance, boot: Boot | None) -> Instance:
+    """Return a running instance once its SSH port is known: another process may just have started it.
+
+    :param instance: as it was a moment ago.
+    :raises Ended: when it does not run any more.
+    :raises InstanceError: when Lima gives it no port in time.
+    """
+    name = instance.name
+    try:
+        async with asyncio.timeout(PORT_TIMEOUT):
+            while not hostagent.ssh_port(instance):
+                if boot is not None and boot.finished.done():
+                    # Raises when it failed.
+                    await boot.finished
+                if instance.status is Status.STOPPED:
+                    raise Ended
+                await asyncio.sleep(_PORT_INTERVAL)
+                instance = await limactl.get(name)
+            return instance
+    except TimeoutError as error:
+        raise InstanceError(
+            f"Lima gave the VM {name!r} no SSH port within {PORT_TIMEOUT:.0f} s.",
+            hint=f"Try: limactl stop --force {name}",
+        ) from error

@@ -25,13 +25,11 @@ from .lima.limactl import Limactl
 from .lima.models import Instance, Status
 from .locks import locked
 from .progress import Listener, Phase, Progress
-from .starting import Ended, Limit, Start, was_cancelled
+from .starting import Ended, Limit, Start, was_cancelled, with_port
 
 logger = logging.getLogger(__name__)
 
-# Seconds, for waits that no trait governs.
-PORT_TIMEOUT = 30.0
-# For one try; between tries it is looked whether the VM still runs.
+# Seconds, for waits that no trait governs. For one try; between tries it is looked whether the VM still runs.
 RECONNECT_TIMEOUT = 20.0
 CLOSING_TIMEOUT = 5.0
 UNDO_TIMEOUT = 10.0
@@ -175,26 +173,33 @@ class VM:
                 if not instance.is_up:
                     self.progress.expected = history.expected(self.name, kind, wish.made_of)
                     if asleep is None:
-                        self.progress.enter(Phase.BOOT)
                         stack.push_async_exit(self._undo_boot(created, limit, ours))
-                        boot = await stack.enter_async_context(
-                            lima_boot.booting(self._limactl, self.name, timeout=wish.boot_timeout)
-                        )
-                        await boot.ssh_port
+                        boot = await self._boot(stack, wish)
                     else:
-                        self.progress.enter(Phase.WAKE)
-                        boot = await stack.enter_async_context(
-                            waking.waking(self._limactl, instance, asleep, timeout=wish.boot_timeout)
-                        )
-                        iid = waking.instance_id(instance)
+                        boot, iid = await self._wake(stack, instance, asleep, wish)
                     instance = await self._limactl.get(self.name)
-                instance = await self._with_port(instance, boot)
+                instance = await with_port(self._limactl, instance, boot)
                 if boot is not None:
                     ours.append(instance)
             guest = self._keep(stack, await self._reach(stack, instance, wish, boot, iid), instance)
             if boot is not None:
                 history.note(self.name, kind, self.progress.elapsed, wish.made_of)
             return guest
+
+    async def _boot(self, stack: AsyncExitStack, wish: Wish) -> lima_boot.Boot:
+        self.progress.enter(Phase.BOOT)
+        boot = await stack.enter_async_context(lima_boot.booting(self._limactl, self.name, timeout=wish.boot_timeout))
+        await boot.ssh_port
+        return boot
+
+    async def _wake(
+        self, stack: AsyncExitStack, instance: Instance, asleep: Hibernated, wish: Wish
+    ) -> tuple[lima_boot.Boot, str]:
+        self.progress.enter(Phase.WAKE)
+        boot = await stack.enter_async_context(
+            waking.waking(self._limactl, instance, asleep, timeout=wish.boot_timeout)
+        )
+        return boot, waking.instance_id(instance)
 
     def _keep(self, stack: AsyncExitStack, guest: Guest, instance: Instance) -> Guest:
         """Make a guest the one that all kernels share."""
@@ -229,28 +234,6 @@ class VM:
                             await self._limactl.delete(self.name)
 
         return undo
-
-    async def _with_port(self, instance: Instance, boot: lima_boot.Boot | None) -> Instance:
-        """Return the running instance once its SSH port is known: another process may just have started it.
-
-        :param instance: as it was a moment ago.
-        """
-        try:
-            async with asyncio.timeout(PORT_TIMEOUT):
-                while not hostagent.ssh_port(instance):
-                    if boot is not None and boot.finished.done():
-                        # Raises when it failed.
-                        await boot.finished
-                    if instance.status is Status.STOPPED:
-                        raise Ended
-                    await asyncio.sleep(0.2)
-                    instance = await self._limactl.get(self.name)
-                return instance
-        except TimeoutError as error:
-            raise InstanceError(
-                f"Lima gave the VM {self.name!r} no SSH port within {PORT_TIMEOUT:.0f} s.",
-                hint=f"Try: limactl stop --force {self.name}",
-            ) from error
 
     async def _reach(
         self, stack: AsyncExitStack, instance: Instance, wish: Wish, boot: lima_boot.Boot | None, iid: str
@@ -309,7 +292,7 @@ class VM:
             connection = await self._connect(instance)
             stack.push_async_callback(connection.close)
             try:
-                found = await arrival.arrive(connection, instance, wanted, self.progress, self._on_event, iid)
+                found = await arrival.arrive(connection, instance, wanted, self.progress, self._on_event, iid=iid)
             except ConnectionFailed:
                 # In a guest's first boot Lima ends all sessions once; any other failure is meant.
                 with contextlib.suppress(TimeoutError):

@@ -11,10 +11,9 @@ from typing import Any
 from .. import wishes
 from ..errors import InstanceError, nearest
 from ..guest.mounts import directory_to_share
-from ..hibernation.state import Hibernated
+from ..hibernation.saving import described, discard
 from ..kernelspec import installed
 from ..lima.limactl import Limactl
-from ..lima.sizes import shown
 from ..runtime import runtime
 from ..settings import DEFAULT_INSTANCE, Settings
 from ..verbs.usage import users
@@ -26,7 +25,6 @@ def add_commands(commands: Any) -> None:
     for name, help_, command in (
         ("start", "start the VM of a kernel spec, and make it when it is missing", _start),
         ("stop", "shut a VM down; its kernels end", _stop),
-        ("hibernate", "save a VM's memory and end it; its kernels live on when it is started again", _hibernate),
         ("delete", "delete a VM that lima-kernels made, with its disk", _delete),
     ):
         parser = commands.add_parser(name, help=help_)
@@ -40,6 +38,14 @@ def add_commands(commands: Any) -> None:
             parser.add_argument(
                 "--force", action="store_true", help="also while it is in use, and without waiting for the guest"
             )
+
+    parser = commands.add_parser(
+        "hibernate", help="save a VM's memory and end it; its kernels live on when it is started again"
+    )
+    parser.add_argument("instance", nargs="?", default=DEFAULT_INSTANCE, help="the Lima instance")
+    parser.add_argument("--force", action="store_true", help="also while cells run; they go on when it wakes")
+    parser.add_argument("--discard", action="store_true", help="remove what was saved, and the kernels with it")
+    parser.set_defaults(command=_hibernate)
 
 
 def _start(options: argparse.Namespace) -> int:
@@ -99,12 +105,14 @@ def _may_end(instance: str, users: Sequence[str]) -> bool:
 
 
 def _hibernate(options: argparse.Namespace) -> int:
-    async def hibernate() -> Hibernated:
-        return await runtime().vm(options.instance).hibernate(force=options.force)
+    async def hibernate() -> str:
+        vm = runtime().vm(options.instance)
+        if options.discard:
+            return await discard(Limactl(), vm.progress)
+        return described(options.instance, await vm.hibernate(force=options.force))
 
     with watching():
-        found = runtime().run_blocking(hibernate())
-    print(f"The VM {options.instance} sleeps; its memory takes {shown(found.size)} on the disk.")
+        print(runtime().run_blocking(hibernate()))
     return 0
 
 

@@ -44,8 +44,8 @@ class Address(NamedTuple):
 class Forwards:
     """The host's end of a kernel's channels; an async context manager that listens while it is entered.
 
-    Clients are let in, and what they send is kept, also while there is no connection to the guest; ``asked`` is set when
-    that may be a request.
+    Clients are let in, and what they send is kept, also while there is no connection to the guest; ``asked`` is set
+    when that may be a request.
 
     :param prefix: of the unix sockets' paths on the host; only looked at for ``Transport.IPC``.
     """

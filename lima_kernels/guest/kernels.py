@@ -37,8 +37,7 @@ _ATTEMPTS = {
 class KernelFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the host has to say of a kernel; kept in the guest for whoever asks, and of no meaning there.
 
-    ``session`` is the notebook as the Jupyter server names it (``JPY_SESSION_NAME``); ``spec`` is the kernel spec;
-    ``encrypted`` tells of CurveZMQ.
+    ``session`` is the notebook as the Jupyter server names it (``JPY_SESSION_NAME``); ``encrypted`` tells of CurveZMQ.
     """
 
     session: str = ""
@@ -279,10 +278,7 @@ class Forkserver:
         return message.ok
 
     async def ask(self, operation: str, **fields: Any) -> msgspec.Raw:
-        """Have an operation done, and return the answer.
-
-        :raises GuestError: when it fails, or the answer does not come in time.
-        """
+        """Have an operation done, and return the answer; a GuestError when it fails, or does not come in time."""
         limit = REQUEST_TIMEOUT if self._has_answered else FIRST_TIMEOUT
         try:
             return await self._request(operation, timeout=limit, **fields)
@@ -397,10 +393,7 @@ class Forkserver:
 
 
 def decoded(reply: msgspec.Raw, kind: type[T]) -> T:
-    """Return an answer as what it has to be.
-
-    :raises GuestError: when it is not.
-    """
+    """Return an answer as what it has to be; a GuestError when it is not."""
     try:
         return msgspec.json.decode(reply, type=kind)
     except msgspec.DecodeError as error:

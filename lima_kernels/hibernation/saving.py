@@ -117,6 +117,29 @@ async def hibernate(limactl: Limactl, progress: Progress, forkserver: Forkserver
             raise
 
 
+def described(name: str, record: Hibernated) -> str:
+    """Say in one line what a VM that sleeps costs, and what it keeps."""
+    kernels = f" {len(record.kernels)} kernel(s) live on when it wakes." if record.kernels else ""
+    return f"The VM {name} sleeps; its memory takes {shown(record.size)} on the disk.{kernels}"
+
+
+async def discard(limactl: Limactl, progress: Progress) -> str:
+    """Remove the memory of the VM that a progress is about, which boots then; returns what that cost, in words.
+
+    :raises InstanceError: when it does not sleep.
+    """
+    name = progress.instance
+    progress.restart()
+    async with locked(progress, LOCK_TIMEOUT):
+        instance = await limactl.get(name)
+        record = state.read(name)
+        if record is None or instance.is_up:
+            raise InstanceError(f"The VM {name!r} does not sleep.")
+        state.discard(instance)
+    lost = f" Its kernels are lost: {', '.join(map(printable, record.kernels))}." if record.kernels else ""
+    return f"The memory of the VM {name} is removed; it boots when it is started.{lost}"
+
+
 def mount_points(instance: Instance) -> list[str]:
     """Return where an instance's guest shows directories of this host."""
     return [mount.guest_path for mount in instance.config.mounts]
@@ -148,12 +171,12 @@ async def _unblocked(instance: Instance, talk: Monitor) -> None:
 
     :raises InstanceError: with what QEMU says is in the way, when that stays so.
     """
+    reasons: Sequence[str] = ()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(SETTLE_TIMEOUT):
-            while (await talk.migration()).blocked:
+            # QEMU has no event for that.
+            while reasons := (await talk.migration()).blocked:  # noqa: ASYNC110
                 await asyncio.sleep(_INTERVAL)
-            return
-    reasons = (await talk.migration()).blocked
     if reasons:
         raise _refusal(instance, "; ".join(map(printable, reasons)))
 
@@ -162,8 +185,7 @@ async def _gone(instance: Instance) -> None:
     try:
         async with asyncio.timeout(END_TIMEOUT):
             for pid in (instance.driver_pid, instance.host_agent_pid):
-                while hostagent.is_alive(pid):
-                    await asyncio.sleep(_INTERVAL)
+                await hostagent.gone(pid, interval=_INTERVAL)
     except TimeoutError as error:
         raise InstanceError(
             f"The VM {instance.name!r} is saved, but its processes did not end within {END_TIMEOUT:.0f} s.",

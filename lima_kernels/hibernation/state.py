@@ -6,6 +6,7 @@ written down, compared before, and the memory is gone before the guest takes its
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import hashlib
 import os
@@ -20,11 +21,12 @@ from .. import paths, records
 from ..lima.accelerator import detect
 from ..lima.models import Instance
 
-# What QEMU writes to, in an instance's directory (lima ``pkg/limatype/filenames``); an additional disk has one of its own.
+# What QEMU writes to, in an instance's directory (lima ``pkg/limatype/filenames``), and in an additional disk's.
 _DISKS = ("disk", "diffdisk", "basedisk")
 _ADDITIONAL = ("_disks", "datadisk")
 _CONFIG = "lima.yaml"
 _BLOCK = 1 << 20
+DAMAGED = "its memory file is damaged"
 
 
 class Stage(enum.Enum):
@@ -135,25 +137,36 @@ def complete(instance: Instance, qemu: str) -> Hibernated:
 def objection(instance: Instance, record: Hibernated) -> str:
     """Return why a memory must not be loaded, in words, or nothing; its content is not looked at."""
     try:
-        if record.stage is not Stage.ASLEEP:
-            return "it was not saved to its end"
-        if record.disks != disks(instance):
-            return "its disk has changed since, by a start or by hand"
-        if record.config != config_digest(instance):
-            return "its lima.yaml has changed since"
-        if record.machine != machine():
-            return f"it ran by {record.machine}, and would now by {machine()}"
-        if paths.memory_file(instance.dir).stat().st_size != record.size:
-            return "its memory file is damaged"
+        objections = {
+            "it was not saved to its end": record.stage is not Stage.ASLEEP,
+            "its disk has changed since, by a start or by hand": record.disks != disks(instance),
+            "its lima.yaml has changed since": record.config != config_digest(instance),
+            f"it ran by {record.machine}, and would now by {machine()}": record.machine != machine(),
+            DAMAGED: paths.memory_file(instance.dir).stat().st_size != record.size,
+        }
     except OSError as error:
         return f"{error.filename} cannot be looked at: {error.strerror}"
-    return ""
+    return next((words for words, holds in objections.items() if holds), "")
 
 
 def discard(instance: Instance) -> None:
     """Forget a sleep, and remove the memory for good."""
-    paths.memory_file(instance.dir).unlink(missing_ok=True)
-    records.remove(paths.hibernated_file(instance.name))
+    record = paths.hibernated_file(instance.name)
+    memory = paths.memory_file(instance.dir)
+    memory.unlink(missing_ok=True)
+    records.remove(record)
+    # A host that loses its power in this moment must not find them again beside a disk that has changed.
+    for directory in (memory.parent, record.parent):
+        with contextlib.suppress(FileNotFoundError):
+            _sync(directory)
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def is_asleep(name: str) -> bool:

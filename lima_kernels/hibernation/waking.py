@@ -105,7 +105,7 @@ async def load(instance: Instance, record: Hibernated) -> None:
                 raise InstanceError(f"QEMU {record.qemu} saved it, and this is QEMU {version}")
             await talk.load(file, timeout=LOAD_TIMEOUT)
             if await checking != record.checksum:
-                raise InstanceError("its memory file is damaged")
+                raise InstanceError(state.DAMAGED)
             # From here on the disk changes: nobody may ever load this again.
             state.discard(instance)
             await talk.execute("cont")

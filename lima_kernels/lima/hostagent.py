@@ -27,10 +27,13 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-async def gone(pid: int) -> None:
-    """Wait for the end of a process, for as long as the caller does."""
+async def gone(pid: int, *, interval: float = INTERVAL) -> None:
+    """Wait for the end of a process, for as long as the caller does.
+
+    :param interval: seconds between looks.
+    """
     while is_alive(pid):  # noqa: ASYNC110
-        await asyncio.sleep(INTERVAL)
+        await asyncio.sleep(interval)
 
 
 def ssh_port(instance: Instance) -> int:

@@ -78,6 +78,15 @@ VERBS: Mapping[str, Verb] = {
     "list": Verb("every VM of this host", "list"),
     "start": Verb("start a VM, and wait until it can be used", "start default", (_NAME,)),
     "stop": Verb("shut a VM down; its kernels end", "stop default", (_NAME, _FORCE, _YES)),
+    "hibernate": Verb(
+        "save a VM's memory and end it; its kernels live on when it is started again",
+        "hibernate default",
+        (
+            _NAME,
+            Argument("--force", action="store_true", help="also while cells run; they go on when it wakes"),
+            Argument("--discard", action="store_true", help="remove what was saved, and the kernels with it"),
+        ),
+    ),
     "restart": Verb("stop a VM and start it again; its kernels end", "restart default", (_NAME, _FORCE, _YES)),
     "create": Verb(
         "make a VM from one of Lima's templates, or from an environment file",

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from ..errors import InstanceError
+from ..hibernation.state import is_asleep
 from ..instances import BOOT_TIMEOUT
 from ..lima.models import Instance, Status
 from ..locks import locked
@@ -34,6 +35,11 @@ def check_stopped(instance: Instance, why: str) -> None:
         raise InstanceError(
             f"The VM {instance.name!r} runs: {why}.",
             hint=f"Stop it, which ends its kernels: %lima stop {instance.name}",
+        )
+    if is_asleep(instance.name):
+        raise InstanceError(
+            f"The VM {instance.name!r} sleeps, with its kernels: {why}.",
+            hint=f"Start it and stop it, or give its kernels up: %lima hibernate {instance.name} --discard",
         )
     check_whole(instance)
 

@@ -19,6 +19,7 @@ from ..errors import (
     nearest,
     printable,
 )
+from ..hibernation import state as hibernation
 from ..instances import BOOT_TIMEOUT, REACH, owner_mark, present
 from ..lima import boot, ending, hostagent, sizes
 from ..lima import logs as lima_logs
@@ -210,6 +211,7 @@ async def factory_reset(context: Context, options: argparse.Namespace) -> Note:
             raise LimactlError(f"limactl factory-reset {name} left the disk there: {'; '.join(left)}", context=left)
         # The guest's next key is another one, and nothing is left that ended.
         records.remove(paths.pinned_key_file(instance.dir))
+        hibernation.discard(instance)
         ending.forget_stop(instance.dir)
     remark = f" limactl could not remove all else: {'; '.join(map(printable, left))}." if left else ""
     return Note(f"The VM {name} is as it was made; its next start gives it a new disk.{remark}")

@@ -18,6 +18,7 @@ FUNCTIONS: Mapping[str, Function] = {
     "list": vms.list_all,
     "start": vms.start,
     "stop": vms.stop,
+    "hibernate": vms.hibernate,
     "restart": machines.restart,
     "create": machines.create,
     "delete": vms.delete,

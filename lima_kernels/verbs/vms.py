@@ -9,6 +9,8 @@ from pathlib import Path
 from .. import wishes
 from ..errors import LimaKernelsError
 from ..guest.mounts import directory_to_share
+from ..hibernation.saving import described, discard
+from ..hibernation.state import is_asleep
 from ..instances import Wish, owner_mark
 from ..lima.limactl import Limactl
 from ..lima.models import Instance, Status
@@ -21,10 +23,20 @@ from .usage import check_unused
 _COLUMNS = ("name", "status", "kernels", "cpus", "memory", "disk", "arch", "vm_type", "made_by")
 
 
+# What Lima calls stopped.
+_ASLEEP = "Asleep"
+
+
+def _status(instance: Instance) -> str:
+    if instance.status is Status.STOPPED and is_asleep(instance.name):
+        return _ASLEEP
+    return instance.status.value or "Unknown"
+
+
 def _row(instance: Instance, kernels: int | None) -> Sequence[Scalar]:
     return (
         instance.name,
-        instance.status.value or "Unknown",
+        _status(instance),
         kernels,
         instance.cpus,
         shown(instance.memory),
@@ -98,6 +110,15 @@ async def stop(context: Context, options: argparse.Namespace) -> Note:
         await check_unused(vm, instance, "stop", context.asked_by)
     await vm.stop(force=options.force)
     return Note(f"The VM {name} is stopped.")
+
+
+async def hibernate(context: Context, options: argparse.Namespace) -> Note:
+    """Save a VM's memory and end it, or remove what was saved."""
+    name = context.instance(options.name)
+    vm = context.vm(name)
+    if options.discard:
+        return Note(await discard(context.limactl, vm.progress))
+    return Note(described(name, await vm.hibernate(force=options.force)))
 
 
 async def delete(context: Context, options: argparse.Namespace) -> Note:

@@ -213,9 +213,10 @@ class Sleep:
 
     def _holders(self) -> Iterator[dict[str, Any]]:
         """Yield what processes hold of the directories."""
+        argv = ["sudo", "-n", "sh", "-c", _HELD]
         try:
             found = subprocess.run(
-                ["sudo", "-n", "sh", "-c", _HELD], stdin=subprocess.DEVNULL, capture_output=True, timeout=_LOOK_TIMEOUT
+                argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_LOOK_TIMEOUT, check=True
             ).stdout
         except (OSError, subprocess.SubprocessError):
             return
