@@ -19,7 +19,7 @@ from .guest.forwards import Address, Forwards
 from .guest.kernels import Birth, KernelExit, KernelFacts, KernelState, Ownership
 from .guest.startup import Layout
 from .guest.streams import Claim
-from .hibernation.state import is_asleep
+from .hibernation.state import given_up, is_asleep
 from .instances import Wish
 from .launch import Entry, Launch
 from .magics.protocol import NAME_VARIABLE, SOCKET_VARIABLE
@@ -168,9 +168,15 @@ class Session:
     async def _keep(self) -> None:
         """Come back after each loss of the connection, until the kernel is known to have ended."""
         while self.exit is None:
-            await _first(self._guest.connection.closed.wait(), self._guest.forkserver.wait_closed())
+            connection, forkserver = self._guest.connection, self._guest.forkserver
+            await _first(connection.closed.wait(), forkserver.wait_closed(), given_up(self._vm.name))
             if self._vm.is_abandoned:
                 return
+            if not self._guest.is_lost():
+                # Whoever put it to sleep was killed before it slept.
+                with contextlib.suppress(LimaKernelsError):
+                    await self._vm.ensure(self._wish)
+                continue
             logger.warning("The connection to the VM %r was lost; connecting again.", self._vm.name)
             self._forwards.disconnect()
             is_resumed = False
@@ -180,7 +186,10 @@ class Session:
                     await self._resume()
                     is_resumed = True
                 except InstanceError as error:
-                    if not is_asleep(self._vm.name):
+                    if is_asleep(self._vm.name):
+                        logger.warning("%s", error)
+                        await asyncio.sleep(RETRY_INTERVAL)
+                    else:
                         self._end(KernelExit(self.name, GONE, reason=str(error)))
                 except LimaKernelsError as error:
                     logger.warning("%s", error)

@@ -17,7 +17,7 @@ from .guest.connection import Connection, Endpoint, wait_for_connection
 from .guest.host_keys import KeyStore
 from .guest.readiness import Facts
 from .hibernation import saving, waking
-from .hibernation.state import Hibernated
+from .hibernation.state import Hibernated, is_asleep
 from .instances import REACH, Wish, owner_mark, present
 from .lima import boot as lima_boot
 from .lima import ending, hostagent
@@ -103,7 +103,7 @@ class VM:
         """
         cancels = self._cancels
         async with self._turn:
-            if self._guest is not None and not self._guest.is_lost():
+            if self._guest is not None and not self._guest.is_lost() and not is_asleep(self.name):
                 return self._guest
             if cancels != self._cancels:
                 raise was_cancelled(self.name)

@@ -81,6 +81,7 @@ class FakeGuest:
         self._thread = threading.Thread(target=self._loop.run_forever, name="fake-guest", daemon=True)
         self._thread.start()
         self._acceptor: asyncssh.SSHAcceptor | None = None
+        self.is_listening = False
 
     def _do(self, work):
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
@@ -99,6 +100,7 @@ class FakeGuest:
             encoding=None,
         )
         self.port = self._acceptor.get_port()
+        self.is_listening = True
 
     async def _run(self, process: asyncssh.SSHServerProcess) -> None:
         pipe = subprocess.PIPE
@@ -139,6 +141,7 @@ class FakeGuest:
             if self._acceptor is not None:
                 self._acceptor.close()
                 await self._acceptor.wait_closed()
+            self.is_listening = False
 
         self._do(stop())
 

@@ -89,6 +89,8 @@ def start(name: str) -> None:
         (directory / "ha.stderr.log").write_text("".join(logged))
         fail("exiting, status={Running:false Degraded:false Exiting:true}")
     make_disk(directory)
+    # What the VM's process is started with.
+    (directory / "qemu").write_text(os.environ.get("QEMU_SYSTEM_X86_64", ""))
     port = told().get("ssh_port", 1)
     begin_events(directory)
     (directory / "running").touch()

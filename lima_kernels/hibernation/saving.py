@@ -13,7 +13,7 @@ from .. import paths
 from ..errors import GuestError, InstanceError, LimaKernelsError, printable
 from ..guest import sleeping
 from ..guest.kernels import Forkserver, KernelState
-from ..lima import ending, hostagent
+from ..lima import ending, hostagent, template
 from ..lima.limactl import Limactl
 from ..lima.models import Instance
 from ..lima.monitor import Monitor, monitor
@@ -49,6 +49,8 @@ def check(instance: Instance) -> None:
     """
     if not instance.is_up:
         raise _refusal(instance, "it does not run")
+    if template.owner_mark(instance, paths.GUEST_INSTANCE_FILE) is None:
+        raise _refusal(instance, "lima-kernels did not make it, and does not know its guest well enough")
     if instance.vm_type != "qemu":
         raise _refusal(instance, f"its vmType is {instance.vm_type}, and only QEMU can save a VM's memory")
     # Lima names no type where it is what QEMU has by default.

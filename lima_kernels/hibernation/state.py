@@ -6,6 +6,7 @@ written down, compared before, and the memory is gone before the guest takes its
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import enum
 import hashlib
@@ -18,6 +19,7 @@ from typing import ClassVar
 import msgspec
 
 from .. import paths, records
+from ..lima import hostagent
 from ..lima.accelerator import detect
 from ..lima.models import Instance
 
@@ -26,6 +28,8 @@ _DISKS = ("disk", "diffdisk", "basedisk")
 _ADDITIONAL = ("_disks", "datadisk")
 _CONFIG = "lima.yaml"
 _BLOCK = 1 << 20
+# Seconds between looks.
+GIVEN_UP_INTERVAL = 2.0
 DAMAGED = "its memory file is damaged"
 
 
@@ -167,6 +171,16 @@ def _sync(directory: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+async def given_up(name: str) -> None:
+    """Wait until whoever puts an instance to sleep was killed at it, for as long as the caller does."""
+    while True:
+        record = read(name)
+        if record is not None and record.stage is Stage.SAVING and not hostagent.is_alive(record.pid):
+            return
+        # The system tells nobody of another's end.
+        await asyncio.sleep(GIVEN_UP_INTERVAL)
 
 
 def is_asleep(name: str) -> bool:

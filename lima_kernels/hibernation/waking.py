@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 OPTIONS = ("-incoming", "defer", "-S")
 # Seconds.
 LOAD_TIMEOUT = 600.0
-_IID = re.compile(rb"^(?:instance-id: |LIMA_CIDATA_IID=)(iid-\d+)\s*$", re.MULTILINE)
+_IID = re.compile(rb"(?:instance-id: |LIMA_CIDATA_IID=)(iid-\d+)")
 
 
 def lost(name: str, record: Hibernated, why: str) -> str:

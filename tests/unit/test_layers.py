@@ -29,6 +29,7 @@ LAYERS = (
     "environment",
     "guest",
     "leases",
+    "hibernation",
     "instances",
     "arrival",
     "starting",

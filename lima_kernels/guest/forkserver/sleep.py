@@ -83,6 +83,9 @@ class Sleep:
         self._deadline = 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self._asked: tuple[Client, object] | None = None
+        # Who wanted us to leave, while it is there; and who wants us back while something is under way.
+        self._leaver: Client | None = None
+        self._next: tuple[Client, dict[str, Any]] | None = None
         # What is answered once all is as it was.
         self._held: list[dict[str, Any]] | None = None
         with contextlib.suppress(OSError, ValueError, TypeError), open(self._file, encoding="utf-8") as file:
@@ -104,13 +107,15 @@ class Sleep:
             write_private(self._file, self._points)
         self._tell_kernels("\0".join(self._points))
         self._asked = (client, request["id"])
+        self._leaver = client
         self._run(State.LEAVING, _LEAVE, str(_TRIES), *self._points)
         return None
 
     def come_back(self, client: Client, request: dict[str, Any]) -> dict[str, Any] | None:
         """Mount them again, and tell the guest the time and the name that Lima gave its new start."""
-        if self._state not in (State.AWAY, State.AWAKE):
-            raise Refused("it is on its way already")
+        if self._process is not None:
+            self._next = (client, request)
+            return None
         self._points = self._points or [str(point) for point in request["mounts"]]
         self._asked = (client, request["id"])
         self._return(str(request["iid"]), "%.3f" % float(request["now"]))
@@ -139,6 +144,7 @@ class Sleep:
 
     def _awake(self) -> None:
         self._state = State.AWAKE
+        self._leaver = None
         self._tell_kernels(None)
         self._points = []
         with contextlib.suppress(OSError):
@@ -169,6 +175,8 @@ class Sleep:
         if self._state is State.LEAVING and not code:
             self._is_away()
             self._answer({"ok": {"is_away": True}})
+            if self._leaver is None:
+                self._return("", "")
         elif self._state is State.LEAVING:
             self._held = list(self._holders())
             self._return("", "")
@@ -181,6 +189,9 @@ class Sleep:
                 self._answer({"error": "a directory of the host could not be mounted again"})
             else:
                 self._answer({"ok": {}})
+            if self._next is not None:
+                (client, request), self._next = self._next, None
+                self.come_back(client, request)
 
     def _answer(self, answer: dict[str, Any]) -> None:
         asked, self._asked = self._asked, None
@@ -191,6 +202,14 @@ class Sleep:
         """Take notice that a client is gone."""
         if self._asked is not None and self._asked[0] is client:
             self._asked = None
+        if self._next is not None and self._next[0] is client:
+            self._next = None
+        if self._leaver is client:
+            # It was killed, or cut off, before we slept: it cannot want that any more.
+            self._leaver = None
+            if self._state is State.AWAY:
+                with contextlib.suppress(OSError):
+                    self._return("", "")
 
     # Kernels, and other processes
 

@@ -1,0 +1,119 @@
+"""A VM that sleeps: everything that lived in it lives on, and what changed meanwhile is seen."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from lima_kernels import paths
+from lima_kernels.cli.main import main
+from lima_kernels.hibernation import state
+from lima_kernels.lima import hostagent
+from lima_kernels.lima.limactl import Limactl
+
+from .conftest import INSTANCE, Figures, Start, guest_shell, run, until
+
+# Seconds between the guest's clock and the host's.
+APART = 1.0
+LIVING = """
+import asyncio, os, socket, sqlite3, threading, time
+import matplotlib; matplotlib.use('agg')
+import matplotlib.pyplot as plt
+import numpy as np
+x, array = 'kept', np.arange(1000.0)
+figure, axes = plt.subplots(); line, = axes.plot([1, 2, 3])
+database = sqlite3.connect('/tmp/hibernate.sqlite'); database.execute('create table t (n)')
+database.execute('insert into t values (42)'); database.commit()
+listener = socket.create_server(('127.0.0.1', 0)); there = socket.create_connection(listener.getsockname())
+here, _ = listener.accept()
+ticks, beats = [0], [0]
+def tick():
+    while True:
+        time.sleep(0.2); ticks[0] += 1
+threading.Thread(target=tick, daemon=True).start()
+async def beat():
+    while True:
+        await asyncio.sleep(0.2); beats[0] += 1
+task = asyncio.get_running_loop().create_task(beat())
+inside = subprocess = __import__('subprocess').Popen(['sleep', '1000'], cwd='/')
+print(os.getcwd(), open('seen').read())
+"""
+STILL = """
+there.sendall(b'over'); before = ticks[0], beats[0]
+await asyncio.sleep(1)
+print(x, array.sum(), line.get_ydata()[2], here.recv(4).decode(), inside.poll())
+print(database.execute('select n from t').fetchone()[0], ticks[0] > before[0], beats[0] > before[1])
+figure.savefig('/tmp/hibernate.png')
+"""
+
+
+def hibernate(*options: str) -> int:
+    return main(["hibernate", INSTANCE, *options])
+
+
+def is_up() -> bool:
+    return bool(run(Limactl().get(INSTANCE)).is_up)
+
+
+def test_who_works_and_what_is_held_is_named_and_nothing_is_changed(
+    start: Start, notebooks: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (notebooks / "held").write_text("content")
+    notebook = start()
+    notebook.run("import os, time; held = open('held')")
+    assert hibernate() == 1
+    said = capsys.readouterr().err
+    assert f"{notebooks}/held" in said
+    assert "is in use there" in said
+    assert notebook.run("print(os.getcwd(), held.read())") == f"{notebooks} content"
+    notebook.run("held.close()")
+
+    notebook.begin("time.sleep(5); print('done')")
+    assert hibernate() == 1
+    assert "a cell runs" in capsys.readouterr().err
+    assert notebook.reply()["status"] == "ok"
+    assert is_up()
+
+
+def test_everything_lives_on_and_the_host_is_seen_anew(
+    start: Start, notebooks: Path, figures: Figures, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (notebooks / "seen").write_text("before")
+    notebook, other = start(), start()
+    assert notebook.run(LIVING) == f"{notebooks} before"
+    other.run("y = 'too'")
+    before = run(Limactl().get(INSTANCE))
+    with figures.timed("hibernate"):
+        assert hibernate() == 0
+    assert "2 kernel(s) live on" in capsys.readouterr().out
+    memory = paths.memory_file(before.dir)
+    assert memory.stat().st_mode & 0o777 == 0o600
+    for pid in (before.driver_pid, before.host_agent_pid):
+        assert not hostagent.is_alive(pid)
+    assert notebook.manager.is_alive()
+
+    (notebooks / "seen").write_text("after it")
+    with figures.timed("wake to first cell"):
+        said = notebook.run("print(os.getcwd(), open('seen').read(), time.time())")
+    assert said.rpartition(" ")[0] == f"{notebooks} after it"
+    assert abs(float(said.rpartition(" ")[2]) - time.time()) < APART
+    assert notebook.run(STILL).split() == ["kept", "499500.0", "3", "over", "None", "42", "True", "True", "True"]
+    assert other.run("print(y)") == "too"
+    assert not memory.exists()
+    assert not state.is_asleep(INSTANCE)
+    # Lima itself knows it again, and so does a new kernel.
+    until(lambda: guest_shell("cat /run/lima-boot-done").startswith("iid-"), "Lima cannot reach it")
+    assert start().run("print(open('seen').read())") == "after it"
+
+
+def test_a_cell_that_runs_goes_on_when_it_is_forced(start: Start) -> None:
+    notebook = start()
+    notebook.begin("import time\nfor n in range(30): time.sleep(0.2)\nprint('through')")
+    assert hibernate("--force") == 0
+    time.sleep(2)
+    # Nobody has asked for anything: whoever wakes it is another.
+    assert not is_up()
+    assert main(["start", INSTANCE]) == 0
+    assert notebook.reply()["status"] == "ok"
