@@ -22,7 +22,7 @@ from . import added_mounts, paths
 from .errors import ConnectionFailed, InstanceError, LimaKernelsError
 from .guest.kernels import JoinRequest, MountEvent
 from .guest.streams import Claim, Stream
-from .hibernation.state import is_asleep
+from .hibernation.state import awake, is_asleep
 from .instances import REACH
 from .runtime import runtime
 from .vm import VM, Guest
@@ -123,7 +123,7 @@ class MountServer:
                         raise
                     if is_asleep(self._vm.name):
                         # What the guest has open of us it will want again.
-                        await asyncio.sleep(RETRY_INTERVAL)
+                        await awake(self._vm.name)
                         continue
                     self._forget_all()
                     return

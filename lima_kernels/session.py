@@ -19,7 +19,7 @@ from .guest.forwards import Address, Forwards
 from .guest.kernels import Birth, KernelExit, KernelFacts, KernelState, Ownership
 from .guest.startup import Layout
 from .guest.streams import Claim
-from .hibernation.state import given_up, is_asleep
+from .hibernation.state import awake, given_up, is_asleep
 from .instances import Wish
 from .launch import Entry, Launch
 from .magics.protocol import NAME_VARIABLE, SOCKET_VARIABLE
@@ -198,15 +198,9 @@ class Session:
     async def _awake(self) -> Guest:
         """Wait until somebody wakes the VM, or wake it when one of our clients asks for something."""
         logger.info("The VM %r sleeps, and the kernel with it, until it is asked for something.", self._vm.name)
-        asked = asyncio.ensure_future(self._forwards.asked.wait())
-        try:
-            while not asked.done() and is_asleep(self._vm.name):
-                # Other processes wake it, too; the system does not tell us.
-                await asyncio.wait((asked,), timeout=RETRY_INTERVAL)
-        finally:
-            asked.cancel()
+        await _first(self._forwards.asked.wait(), awake(self._vm.name))
         # One that was started otherwise is not started by us.
-        return await (self._vm.ensure if asked.done() else self._vm.reconnect)(self._wish)
+        return await (self._vm.ensure if self._forwards.asked.is_set() else self._vm.reconnect)(self._wish)
 
     async def _resume(self) -> None:
         forkserver = self._guest.forkserver

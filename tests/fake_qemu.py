@@ -32,6 +32,8 @@ class FakeQemu:
         self.blocked: list[str] = []
         self.refused: dict[str, str] = {}
         self.fails: dict[str, str] = {}
+        # The same, but the next time alone.
+        self.once: dict[str, str] = {}
         self.version = VERSION
         self.commands: list[str] = []
         self.loaded = b""
@@ -74,8 +76,8 @@ class FakeQemu:
             command = document["execute"]
             self.commands.append(command)
             say({"event": "SOMETHING", "data": {}})
-            if command in self.refused:
-                say({"error": {"class": "GenericError", "desc": self.refused[command]}})
+            if words := self.refused.get(command) or self.once.pop(command, ""):
+                say({"error": {"class": "GenericError", "desc": words}})
                 continue
             do = getattr(self, f"_{command.replace('-', '_')}", lambda _arguments: {})
             say({"return": do(document.get("arguments", {}))})

@@ -277,9 +277,9 @@ class Forkserver:
             raise GuestError(f"The guest could not {what}: {message.error}.", context=message.log)
         return message.ok
 
-    async def ask(self, operation: str, **fields: Any) -> msgspec.Raw:
+    async def ask(self, operation: str, *, timeout: float = REQUEST_TIMEOUT, **fields: Any) -> msgspec.Raw:
         """Have an operation done, and return the answer; a GuestError when it fails, or does not come in time."""
-        limit = REQUEST_TIMEOUT if self._has_answered else FIRST_TIMEOUT
+        limit = timeout if self._has_answered else max(timeout, FIRST_TIMEOUT)
         try:
             return await self._request(operation, timeout=limit, **fields)
         except TimeoutError as error:

@@ -8,6 +8,9 @@ import msgspec
 
 from .kernels import Forkserver, decoded
 
+# Seconds: what was not written to the disk yet is written first.
+LEAVE_TIMEOUT = 300.0
+
 
 class Holder(msgspec.Struct, frozen=True):
     """A process of the guest that keeps a directory of this host in use; ``kernel`` is the one that it belongs to."""
@@ -32,7 +35,7 @@ async def leave(forkserver: Forkserver, mounts: Sequence[str], *, force: bool) -
     :param force: also while cells run.
     :raises GuestError: when that cannot be tried.
     """
-    return decoded(await forkserver.ask("leave", mounts=list(mounts), force=force), Left)
+    return decoded(await forkserver.ask("leave", timeout=LEAVE_TIMEOUT, mounts=list(mounts), force=force), Left)
 
 
 async def come_back(forkserver: Forkserver, mounts: Sequence[str], *, iid: str, now: float) -> None:

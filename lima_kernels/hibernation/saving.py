@@ -93,7 +93,12 @@ async def let_go(instance: Instance, forkserver: Forkserver, *, force: bool) -> 
     :raises InstanceError: when that is in use; all is as before then.
     """
     states = await forkserver.list()
-    left = await sleeping.leave(forkserver, mount_points(instance), force=force)
+    try:
+        left = await sleeping.leave(forkserver, mount_points(instance), force=force)
+    except BaseException:
+        with contextlib.suppress(LimaKernelsError):
+            await asyncio.shield(come_back(instance, forkserver, iid=""))
+        raise
     if not left.is_away:
         raise _in_the_way(instance, left, states)
     return tuple(_name(kernel, states) for kernel, found in states.items() if found.code is None)

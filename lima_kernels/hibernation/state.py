@@ -29,7 +29,7 @@ _ADDITIONAL = ("_disks", "datadisk")
 _CONFIG = "lima.yaml"
 _BLOCK = 1 << 20
 # Seconds between looks.
-GIVEN_UP_INTERVAL = 2.0
+LOOK_INTERVAL = 1.0
 DAMAGED = "its memory file is damaged"
 
 
@@ -54,6 +54,7 @@ class Hibernated(records.Record, frozen=True, kw_only=True):
 
     ``config`` is the digest of its lima.yaml, ``qemu`` the version that saved it, ``machine`` what it ran on; ``size``
     and ``checksum`` (CRC-32) are its memory's, ``at`` is when, in seconds since the epoch; ``kernels`` lived in it.
+    ``failed`` tells that it did not wake once.
     """
 
     VERSION: ClassVar[int] = 1
@@ -68,6 +69,7 @@ class Hibernated(records.Record, frozen=True, kw_only=True):
     disks: tuple[Disk, ...] = ()
     size: int = 0
     checksum: int = 0
+    failed: bool = False
 
 
 def _disk(path: Path) -> Disk:
@@ -138,6 +140,11 @@ def complete(instance: Instance, qemu: str) -> Hibernated:
     return record
 
 
+def note_failure(name: str, record: Hibernated) -> None:
+    """Write down that an instance did not wake."""
+    records.write(paths.hibernated_file(name), msgspec.structs.replace(record, failed=True))
+
+
 def objection(instance: Instance, record: Hibernated) -> str:
     """Return why a memory must not be loaded, in words, or nothing; its content is not looked at."""
     try:
@@ -180,7 +187,14 @@ async def given_up(name: str) -> None:
         if record is not None and record.stage is Stage.SAVING and not hostagent.is_alive(record.pid):
             return
         # The system tells nobody of another's end.
-        await asyncio.sleep(GIVEN_UP_INTERVAL)
+        await asyncio.sleep(LOOK_INTERVAL)
+
+
+async def awake(name: str) -> None:
+    """Wait until an instance does not sleep any more, for as long as the caller does."""
+    while is_asleep(name):  # noqa: ASYNC110
+        # Another process wakes it; the system does not tell us.
+        await asyncio.sleep(LOOK_INTERVAL)
 
 
 def is_asleep(name: str) -> bool:

@@ -58,7 +58,11 @@ async def settled(limactl: Limactl, name: str) -> Hibernated | None:
 
 
 class NotWoken(Exception):
-    """A VM did not wake, and its memory is gone: it has to be booted."""
+    """A VM did not wake: its start has to begin again, and is a boot where its memory is gone."""
+
+
+class Unfit(InstanceError):
+    """A memory is not for this VM, whoever tries."""
 
 
 @contextlib.asynccontextmanager
@@ -66,7 +70,7 @@ async def waking(limactl: Limactl, instance: Instance, record: Hibernated, *, ti
     """Wake an instance; `limactl start` is ended with the block, the VM goes on.
 
     :param timeout: seconds that Lima gives it to be ready.
-    :raises NotWoken: when it cannot be woken; says in one line which kernels are lost.
+    :raises NotWoken: when it does not wake; says in one line which kernels are lost, if they are.
     """
     async with booting(limactl, instance.name, timeout=timeout, arch=instance.arch, options=OPTIONS) as boot:
         try:
@@ -74,14 +78,23 @@ async def waking(limactl: Limactl, instance: Instance, record: Hibernated, *, ti
             await load(instance, record)
         except InstanceError as error:
             await asyncio.shield(_end(limactl, instance.name))
-            state.discard(instance)
-            raise NotWoken(lost(instance.name, record, error.message.rstrip("."))) from error
+            raise NotWoken(_failed(instance, record, error)) from error
         except BaseException:
             # Until it runs it has changed nothing: it sleeps on.
             if state.is_asleep(instance.name):
                 await asyncio.shield(_end(limactl, instance.name))
             raise
         yield boot
+
+
+def _failed(instance: Instance, record: Hibernated, error: InstanceError) -> str:
+    """Take notice that a VM did not wake, and say so; QEMU may have been killed by somebody, so it is tried twice."""
+    why = error.message.rstrip(".")
+    if state.is_asleep(instance.name) and not record.failed and not isinstance(error, Unfit):
+        state.note_failure(instance.name, record)
+        return f"The VM {instance.name!r} did not wake ({why}); it is tried once more."
+    state.discard(instance)
+    return lost(instance.name, record, why)
 
 
 async def _end(limactl: Limactl, name: str) -> None:
@@ -102,10 +115,10 @@ async def load(instance: Instance, record: Hibernated) -> None:
         async with monitor(instance.dir) as talk:
             version = await talk.version()
             if version != record.qemu:
-                raise InstanceError(f"QEMU {record.qemu} saved it, and this is QEMU {version}")
+                raise Unfit(f"QEMU {record.qemu} saved it, and this is QEMU {version}")
             await talk.load(file, timeout=LOAD_TIMEOUT)
             if await checking != record.checksum:
-                raise InstanceError(state.DAMAGED)
+                raise Unfit(state.DAMAGED)
             # From here on the disk changes: nobody may ever load this again.
             state.discard(instance)
             await talk.execute("cont")

@@ -68,8 +68,13 @@ class Monitor:
 
     async def begin(self) -> None:
         """Take the greeting, and say that commands will come."""
-        async with asyncio.timeout(ANSWER_TIMEOUT):
-            await self._line()
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                await self._line()
+        except TimeoutError as error:
+            raise InstanceError(
+                f"QEMU did not answer within {ANSWER_TIMEOUT:.0f} s: somebody else talks to its monitor."
+            ) from error
         await self.execute("qmp_capabilities")
 
     async def _line(self) -> bytes:

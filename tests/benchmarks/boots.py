@@ -11,7 +11,7 @@ from lima_kernels.lima import template
 from lima_kernels.lima.limactl import Limactl
 
 from .machine_room import INSTANCE, Managed, Room, delete_all, first_cell, ready, stop
-from .samples import COLD_BOOT, FIRST_BOOT, OURS, READY, STOCK, Row, Sample, Unit
+from .samples import COLD_BOOT, FIRST_BOOT, OURS, READY, STOCK, STOP_AND_START, Row, Sample, Unit
 from .stock_image import stock_image
 from .timing import timed
 
@@ -61,6 +61,8 @@ def measure_stock(room: Room) -> Iterator[Sample]:
         return Sample(Row("stock", figure, STOCK), seconds, Unit.SECONDS)
 
     yield sample(FIRST_BOOT, timed(lambda: asyncio.run(make())))
-    asyncio.run(limactl.stop(STOCK_INSTANCE))
-    yield sample(READY, timed(lambda: asyncio.run(ready(STOCK_INSTANCE))))
+    stopping = timed(lambda: asyncio.run(limactl.stop(STOCK_INSTANCE)))
+    starting = timed(lambda: asyncio.run(ready(STOCK_INSTANCE)))
+    yield sample(READY, starting)
+    yield sample(STOP_AND_START, stopping + starting)
     asyncio.run(limactl.delete(STOCK_INSTANCE))

@@ -19,7 +19,7 @@ from lima_kernels.lima.limactl import Limactl
 from tests.own_directories import own_directories
 
 from .conversation import Conversation, conversation
-from .samples import RESTART, SHUTDOWN, START, Row, Sample, Unit
+from .samples import RESTART, RESTART_AT_ONCE, SHUTDOWN, START, Row, Sample, Unit
 from .timing import timed
 
 INSTANCE = "lk-bench"
@@ -155,8 +155,10 @@ def first_cell(kernel: Alive) -> Iterator[Conversation]:
         kernel.end()
 
 
-def life(part: str, contender: str, start: Callable[[], Alive]) -> Iterator[Sample]:
+def life(part: str, contender: str, start: Callable[[], Alive], *, rest: float = 0.0) -> Iterator[Sample]:
     """Measure one kernel: from the first call to the end of the first cell, the same again, and its shutdown.
+
+    :param rest: seconds before a restart, as people have them; what a restart at once takes is measured then as well.
 
     What a client waits for is the kernel's answer and the first thing that it publishes, as in Jupyter's server:
     `wait_for_ready` of jupyter_client then waits for another 0.2 s, whoever the kernel is of.
@@ -170,9 +172,11 @@ def life(part: str, contender: str, start: Callable[[], Alive]) -> Iterator[Samp
     with contextlib.ExitStack() as stack:
         stack.callback(kernel.end)
         yield sample(START, _end_of_first_cell(kernel) - began)
-        began = time.perf_counter()
-        kernel.restart()
-        yield sample(RESTART, _end_of_first_cell(kernel) - began)
+        for figure in (RESTART, RESTART_AT_ONCE) if rest else (RESTART,):
+            time.sleep(rest if figure == RESTART else 0.0)
+            began = time.perf_counter()
+            kernel.restart()
+            yield sample(figure, _end_of_first_cell(kernel) - began)
         stack.pop_all()
     yield sample(SHUTDOWN, timed(kernel.end))
 

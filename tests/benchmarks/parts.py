@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from lima_kernels.errors import LimaKernelsError
 
-from . import boots, cost, golden, guest_cells, loopback, many, others, warm
+from . import boots, cost, golden, guest_cells, loopback, many, others, sleep, warm
 from .document import Outcome
 from .machine_room import Room
 from .samples import Sample
@@ -39,6 +39,7 @@ PARTS = (
     Part("openssh", "ipykernel_launcher over ssh -L in the same VM", others.measure_openssh),
     Part("cells", "cells of one kernel in the VM, by our forwards and OpenSSH's", guest_cells.measure),
     Part("cost", "memory and load of 0, 1 and 10 kernels", cost.measure),
+    Part("sleep", "our VM put to sleep, and woken", sleep.measure),
     Part("golden", "an environment from its base and from the golden VM", golden.measure),
 )
 NAMES = tuple(part.name for part in PARTS)

@@ -97,13 +97,20 @@ class Comparison(NamedTuple):
 OURS, LOCAL, SSH, SSHPYK, STOCK, DIRECT = "ours", "python3 here", "OpenSSH", "sshpyk", "stock", "direct"
 # Without a terminal OpenSSH keeps small packets back for a while.
 SSH_LATE = "OpenSSH, ssh -N"
-START, RESTART, SHUTDOWN, ROUND_TRIP = (
+START, RESTART, RESTART_AT_ONCE, SHUTDOWN, ROUND_TRIP = (
     "start to first cell",
     "restart to first cell",
+    "restart again, at once",
     "shutdown",
     "round trip of a cell",
 )
 FIRST_BOOT, COLD_BOOT, READY = "new VM", "stopped VM", "stopped VM, limactl start to READY"
+STOP_AND_START = "running VM, stopped and started to READY"
+HIBERNATE, WAKE_ALIVE, WAKE_NEW = (
+    "running VM, put to sleep",
+    "sleeping VM, to a cell of its kernel",
+    "sleeping VM, to the first cell of a new kernel",
+)
 MEMORY, IDLE = "memory with {} kernels", "load by {} idle kernels"
 HOST, GUEST, NO_VM = "host, our process", "guest", "host, our process without a VM"
 PROVISIONED, COPIED = "provisioned from its base", "copy of the golden VM"
@@ -123,6 +130,9 @@ RATIOS = (
     Comparison("cold_vs_stock", Row("boots", COLD_BOOT, OURS), Row("stock", READY, STOCK), 0.35),
     Comparison("first_boot_vs_stock", Row("boots", FIRST_BOOT, OURS), Row("stock", FIRST_BOOT, STOCK), 0.35),
     Comparison("golden_vs_provision", Row("golden", COPIED, OURS), Row("golden", PROVISIONED, OURS), 0.25),
+    Comparison("wake_alive_vs_stock", Row("sleep", WAKE_ALIVE, OURS), Row("stock", READY, STOCK), 0.08),
+    Comparison("wake_new_vs_stock", Row("sleep", WAKE_NEW, OURS), Row("stock", READY, STOCK), 0.1),
+    Comparison("hibernate_vs_stock", Row("sleep", HIBERNATE, OURS), Row("stock", STOP_AND_START, STOCK), 0.1),
     Comparison("warm_start_vs_sshpyk", Row("warm", START, OURS), Row("sshpyk", START, SSHPYK), None),
 )
 

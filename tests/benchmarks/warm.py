@@ -9,6 +9,8 @@ from .machine_room import Managed, Room, life
 from .samples import LOCAL, OURS, Sample
 
 TIMES = 5
+# Seconds between a start and a restart: nobody restarts what has just begun.
+REST = 5.0
 
 
 def measure_local(room: Room) -> Iterator[Sample]:
@@ -21,5 +23,5 @@ def measure(room: Room) -> Iterator[Sample]:
     """Measure ours and the local one by turns, while the VM runs."""
     room.warm()
     for _ in range(TIMES):
-        yield from life("warm", OURS, partial(Managed, room.spec(), room.notebooks))
-        yield from life("warm", LOCAL, partial(Managed, "python3", room.notebooks))
+        yield from life("warm", OURS, partial(Managed, room.spec(), room.notebooks), rest=REST)
+        yield from life("warm", LOCAL, partial(Managed, "python3", room.notebooks), rest=REST)

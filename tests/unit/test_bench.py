@@ -112,6 +112,7 @@ def test_the_file_has_what_is_promised_and_can_be_read_again() -> None:
     assert set(said["ratios"]) == {
         *("warm_start_vs_local", "restart_vs_local", "roundtrip_vs_ssh", "bulk_vs_openssh", "cold_vs_stock"),
         *("first_boot_vs_stock", "golden_vs_provision", "warm_start_vs_sshpyk"),
+        *("wake_alive_vs_stock", "wake_new_vs_stock", "hibernate_vs_stock"),
     }
     assert {"host_mb_first_vm", "host_mb_per_kernel", "machine", "runs"} <= said.keys()
     assert said["runs"][0] == {

@@ -11,16 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jupyter_client import AsyncKernelManager
 
 from lima_kernels import paths
 from lima_kernels.cli.main import main
 from lima_kernels.hibernation import saving, state, waking
 from lima_kernels.lima import monitor
+from lima_kernels.progress import Phase
 from tests.child import child
 from tests.fake_guest import FakeGuest
 from tests.fake_qemu import IID, MEMORY, FakeQemu
 
 from .conftest import Machine
+from .test_faults import at_phase
 from .test_kernel import started, until
 
 NAME = "lima-kernels"
@@ -238,6 +241,27 @@ def test_memory_that_is_not_this_disks_is_never_loaded(
     assert "-incoming" not in sleeper.options()
     assert not sleeper.memory.exists()
     assert not state.is_asleep(NAME)
+
+
+async def test_a_wake_that_is_cancelled_leaves_it_asleep(sleeper: Sleeper) -> None:
+    assert await asyncio.to_thread(hibernate) == 0
+    for phase in (Phase.WAKE, Phase.CHECK):
+        manager = AsyncKernelManager(kernel_name="lima")
+        begin = asyncio.ensure_future(manager.start_kernel(cwd=str(sleeper.machine.notebooks)))
+        with at_phase(phase, begin.cancel), pytest.raises(asyncio.CancelledError):
+            await begin
+        assert sleeper.memory.read_bytes() == MEMORY
+    assert await asyncio.to_thread(main, ["start"]) == 0
+    assert sleeper.qemu.loaded == MEMORY
+
+
+def test_a_vm_that_does_not_wake_once_is_tried_again(sleeper: Sleeper) -> None:
+    with started(sleeper.machine) as notebook:
+        notebook.run("x = 'kept'")
+        assert hibernate() == 0
+        sleeper.qemu.once["migrate-incoming"] = "it was killed"
+        assert notebook.run("print(x)") == "kept"
+        assert sleeper.starts() == 3
 
 
 def test_a_vm_that_was_started_by_hand_is_never_given_its_old_memory(sleeper: Sleeper) -> None:

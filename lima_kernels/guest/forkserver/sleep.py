@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .away import FILE, SIGNAL, directory_of, is_below
@@ -88,9 +88,22 @@ class Sleep:
         self._next: tuple[Client, dict[str, Any]] | None = None
         # What is answered once all is as it was.
         self._held: list[dict[str, Any]] | None = None
-        with contextlib.suppress(OSError, ValueError, TypeError), open(self._file, encoding="utf-8") as file:
-            # An earlier forkserver let go of them.
-            self._points = [str(point) for point in json.load(file)]
+        with (
+            contextlib.suppress(OSError, ValueError, LookupError, TypeError),
+            open(self._file, encoding="utf-8") as file,
+        ):
+            record = json.load(file)
+            if record["boot"] == _boot():
+                # An earlier forkserver let go of them.
+                self._points = [str(point) for point in record["points"]]
+                self._is_away()
+
+    def _take_over(self) -> None:
+        """Know what an earlier forkserver let go of in this boot."""
+        with open(self._file, encoding="utf-8") as file:
+            record = json.load(file)
+        if record["boot"] == _boot():
+            self._points = [str(point) for point in record["points"]]
             self._is_away()
 
     # Operations
@@ -102,9 +115,9 @@ class Sleep:
         busy = [name for name, kernel in self._kernels.items() if kernel.code is None and kernel.busy]
         if busy and not request["force"]:
             return {"ok": {"is_away": False, "busy": busy}}
-        self._points = sorted((str(point) for point in request["mounts"]), key=len, reverse=True)
+        self._points = _innermost_first(request["mounts"])
         with contextlib.suppress(OSError):
-            write_private(self._file, self._points)
+            write_private(self._file, {"boot": _boot(), "points": self._points})
         self._tell_kernels("\0".join(self._points))
         self._asked = (client, request["id"])
         self._leaver = client
@@ -116,7 +129,7 @@ class Sleep:
         if self._process is not None:
             self._next = (client, request)
             return None
-        self._points = self._points or [str(point) for point in request["mounts"]]
+        self._points = self._points or _innermost_first(request["mounts"])
         self._asked = (client, request["id"])
         self._return(str(request["iid"]), "%.3f" % float(request["now"]))
         return None
@@ -253,6 +266,16 @@ class Sleep:
             if kernel.pid == pid or pid in session_members(kernel.pid):
                 return name
         return ""
+
+
+def _innermost_first(points: Iterable[object]) -> list[str]:
+    return sorted(map(str, points), key=len, reverse=True)
+
+
+def _boot() -> str:
+    """Name this boot of the guest (random(4)); a sleep is none."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
 
 
 def _program(pid: int) -> str:
