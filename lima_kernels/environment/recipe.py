@@ -62,7 +62,23 @@ echo MODULES=list > "$1/etc/initramfs-tools/conf.d/lima-kernels"
 echo "export SOURCE_DATE_EPOCH=$epoch" > "$1/etc/initramfs-tools/conf.d/lima-kernels-epoch"
 printf '%%s\n' virtio_pci virtio_mmio virtio_blk virtio_scsi sd_mod sr_mod ext4 9pnet_virtio \
   > "$1/usr/share/initramfs-tools/modules.d/lima-kernels"
+mkdir -p "$1/etc/initramfs-tools/hooks" "$1/etc/initramfs-tools/scripts/init-bottom"
+cat > "$1/etc/initramfs-tools/hooks/lima-kernels" <<'EOF'
+#!/bin/sh
+[ "$1" = prereqs ] && exit 0
+. /usr/share/initramfs-tools/hook-functions
+copy_exec /sbin/blkid /sbin
+EOF
+cat > "$1/etc/initramfs-tools/scripts/init-bottom/lima-kernels" <<'EOF'
+#!/bin/sh
+[ "$1" = prereqs ] && exit 0
+mount -n -o move /dev "$rootmnt/dev"
+EOF
+chmod 755 "$1/etc/initramfs-tools/hooks/lima-kernels" "$1/etc/initramfs-tools/scripts/init-bottom/lima-kernels"
 """
+# The initrd has no udev: the modules are listed, the kernel itself makes the devices' names, and the root filesystem is
+# found by its label. To start, feed and end udev there takes as long as all else that an initrd does.
+_WITHOUT = ("/usr/share/initramfs-tools/*/udev",)
 
 # Runs outside the new tree, with its path as $1 and the host's own certificates in its /usr/local. What pip may know of
 # the host's settings is said by name: the rest of its environment names files that are not in the tree.
@@ -245,7 +261,7 @@ def recipe_digest() -> str:
     """Return the digest of everything that decides what a built image holds, as far as this package decides it."""
     files = [_BOOT / name for name in _BOOT_FILES]
     texts = [file.read_text(encoding="utf-8") for file in (*files, REQUIREMENTS)]
-    return hashlib.sha256("\0".join((SUITE, CMDLINE, *PACKAGES, *scripts(), *texts)).encode()).hexdigest()
+    return hashlib.sha256("\0".join((SUITE, CMDLINE, *PACKAGES, *_WITHOUT, *scripts(), *texts)).encode()).hexdigest()
 
 
 def mmdebstrap(arch: str, certificates: Sequence[Path], output: Path, layer: Layer | None = None) -> list[str]:
@@ -259,6 +275,7 @@ def mmdebstrap(arch: str, certificates: Sequence[Path], output: Path, layer: Lay
     if layer:
         packages = [f"{name}={version}" for name, version in sorted(layer.apt.items())]
     argv = ["mmdebstrap", "--mode=unshare", "--variant=minbase", f"--architectures={debian}"]
+    argv += [f"--dpkgopt=path-exclude={pattern}" for pattern in _WITHOUT]
     # A lock may be older than what the archive begins with.
     argv += ['--aptopt=APT::Get::allow-downgrades "true"'] if layer else []
     argv.append(f"--include={','.join(packages)}")
