@@ -330,7 +330,7 @@ class Forkserver:
         """Return the kernels that the forkserver knows, ended ones until they are removed."""
         return decoded(await self.ask("list"), dict[str, KernelState])
 
-    async def ready(self, question: Mapping[str, object]) -> Identity:
+    async def ready(self, question: Mapping[str, Any]) -> Identity:
         """Return whether the guest has what :func:`.readiness.question` names."""
         return decoded(await self.ask("ready", **question), Identity)
 

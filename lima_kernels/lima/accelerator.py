@@ -27,6 +27,9 @@ _EMULATION = {
     "aarch64": ("QEMU_SYSTEM_AARCH64", "qemu-system-aarch64 -machine virt,accel=tcg -cpu max"),
 }
 
+# Where QEMU calls an architecture otherwise than Lima does.
+_QEMU_NAMES = {"armv7l": "arm"}
+
 
 class Accelerator(enum.Enum):
     """How a VM of the host's own architecture runs."""
@@ -71,6 +74,7 @@ def detect() -> Verdict:
 
 def with_options(environment: Mapping[str, str], arch: str, options: Sequence[str]) -> dict[str, str]:
     """Return limactl's environment with more options for the QEMU of an architecture, after those it has already."""
+    arch = _QEMU_NAMES.get(arch, arch)
     name, program = f"QEMU_SYSTEM_{arch.upper()}", f"qemu-system-{arch}"
     return {**environment, name: " ".join((environment.get(name) or program, *options))}
 
