@@ -58,6 +58,8 @@ def config(image: dict[str, Any], shown: Path, certificate: str) -> str:
         provision=scripts,
         files=[file],
         ca_certificates=[certificate],
+        # Firmware would have nothing to do, for both, and does not know the kernel of ours.
+        legacy_bios=True,
     )
     return template.render(made) + "env:\n  OF_THE_TEST: 'a b'\n"
 
