@@ -227,8 +227,8 @@ def memory_file(instance_directory: Path) -> Path:
 
 
 def hibernated_file(instance: str) -> Path:
-    """Make the way to the record of an instance that sleeps, or is about to."""
-    return instance_state(instance) / "hibernated.json"
+    """The record of an instance that sleeps, or is about to; its directory need not be there."""
+    return lima_home() / "_lima-kernels" / instance / "hibernated.json"
 
 
 def serial_logs(instance_directory: Path) -> list[Path]:

@@ -7,10 +7,11 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
 from .. import paths
-from ..errors import GuestError, InstanceError, LimaKernelsError, printable
+from ..errors import GuestError, HostError, InstanceError, LimaKernelsError, printable
 from ..guest import sleeping
 from ..guest.kernels import Forkserver, KernelState
 from ..lima import ending, hostagent, template
@@ -25,6 +26,7 @@ from .state import Hibernated
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 COMMAND = "lima-kernels hibernate"
 # Seconds for another process to end what it does with the VM.
 LOCK_TIMEOUT = 60.0
@@ -118,10 +120,37 @@ async def hibernate(limactl: Limactl, progress: Progress, forkserver: Forkserver
         try:
             state.begin(instance, kernels)
             version = await save(instance)
-            return await asyncio.to_thread(state.complete, instance, version)
         except BaseException:
             await asyncio.shield(undo(instance, forkserver))
             raise
+        return await _to_its_end(_finish(instance, version))
+
+
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Do something that is not to be given up in its middle; who gives it up has to wait."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+async def _finish(instance: Instance, version: str) -> Hibernated:
+    """End a VM whose memory is saved, and write down that it sleeps."""
+    ending.note_stop(instance.dir, COMMAND)
+    try:
+        # It may end before it has answered.
+        with contextlib.suppress(InstanceError):
+            async with monitor(instance.dir) as talk:
+                await talk.execute("quit")
+        await _gone(instance)
+        return await asyncio.to_thread(state.complete, instance, version)
+    except BaseException as error:
+        state.discard(instance)
+        if isinstance(error, OSError):
+            raise HostError(f"The memory of the VM {instance.name!r} could not be kept: {error.strerror}.") from error
+        raise
 
 
 def described(name: str, record: Hibernated) -> str:
@@ -153,23 +182,21 @@ def mount_points(instance: Instance) -> list[str]:
 
 
 async def save(instance: Instance) -> str:
-    """Save the memory of a VM whose guest has let go, end it, and return the version of its QEMU.
+    """Save the memory of a VM whose guest has let go, which stands still then; returns the version of its QEMU.
 
-    :raises InstanceError: when it cannot be saved; it goes on then.
+    :raises InstanceError: when it cannot be saved.
     """
     file = paths.memory_file(instance.dir)
-    file.unlink(missing_ok=True)
-    os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    try:
+        file.unlink(missing_ok=True)
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except OSError as error:
+        raise HostError(f"The file {file} cannot be written: {error.strerror}.") from error
     async with monitor(instance.dir) as talk:
         await _unblocked(instance, talk)
         version = await talk.version()
         await talk.execute("stop")
         await talk.save(file, timeout=SAVE_TIMEOUT)
-        ending.note_stop(instance.dir, COMMAND)
-        # It may end before it has answered.
-        with contextlib.suppress(InstanceError):
-            await talk.execute("quit")
-    await _gone(instance)
     return version
 
 

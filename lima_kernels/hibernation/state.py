@@ -34,10 +34,11 @@ DAMAGED = "its memory file is damaged"
 
 
 class Stage(enum.Enum):
-    """How far a VM is on its way to sleep."""
+    """How far a VM is on its way to sleep, or back."""
 
     SAVING = "saving"
     ASLEEP = "asleep"
+    WAKING = "waking"
 
 
 class Disk(msgspec.Struct, frozen=True):
@@ -97,13 +98,14 @@ def machine() -> str:
 
 def begin(instance: Instance, kernels: tuple[str, ...]) -> None:
     """Write down that an instance is put to sleep, so that nobody takes its end for its kernels' end."""
+    paths.instance_state(instance.name)
     record = Hibernated(stage=Stage.SAVING, pid=os.getpid(), at=time.time(), kernels=kernels)
     records.write(paths.hibernated_file(instance.name), record)
 
 
 def read(name: str) -> Hibernated | None:
     """Return what is known of the sleep of an instance; None when it does not sleep."""
-    return records.read(paths.hibernated_file(name), Hibernated) if paths.has_instance_state(name) else None
+    return records.read(paths.hibernated_file(name), Hibernated)
 
 
 def checksum(file: Path) -> int:
@@ -162,14 +164,26 @@ def objection(instance: Instance, record: Hibernated) -> str:
 
 def discard(instance: Instance) -> None:
     """Forget a sleep, and remove the memory for good."""
-    record = paths.hibernated_file(instance.name)
+    _remove_memory(instance)
+    records.remove(paths.hibernated_file(instance.name))
+
+
+def begin_to_wake(instance: Instance, record: Hibernated) -> None:
+    """Remove the memory of a VM that has it and stands still: it may run now, and nobody can load it again.
+
+    :raises OSError: when it cannot be removed.
+    """
+    waking = msgspec.structs.replace(record, stage=Stage.WAKING, pid=os.getpid())
+    records.write(paths.hibernated_file(instance.name), waking)
+    _remove_memory(instance)
+
+
+def _remove_memory(instance: Instance) -> None:
     memory = paths.memory_file(instance.dir)
     memory.unlink(missing_ok=True)
-    records.remove(record)
-    # A host that loses its power in this moment must not find them again beside a disk that has changed.
-    for directory in (memory.parent, record.parent):
-        with contextlib.suppress(FileNotFoundError):
-            _sync(directory)
+    # A host that loses its power in this moment must not find it again beside a disk that has changed.
+    with contextlib.suppress(FileNotFoundError):
+        _sync(memory.parent)
 
 
 def _sync(directory: Path) -> None:
@@ -181,10 +195,10 @@ def _sync(directory: Path) -> None:
 
 
 async def given_up(name: str) -> None:
-    """Wait until whoever puts an instance to sleep was killed at it, for as long as the caller does."""
+    """Wait until whoever puts an instance to sleep, or wakes it, was killed at it, for as long as the caller does."""
     while True:
         record = read(name)
-        if record is not None and record.stage is Stage.SAVING and not hostagent.is_alive(record.pid):
+        if record is not None and record.stage is not Stage.ASLEEP and not hostagent.is_alive(record.pid):
             return
         # The system tells nobody of another's end.
         await asyncio.sleep(LOOK_INTERVAL)

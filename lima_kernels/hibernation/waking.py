@@ -45,8 +45,8 @@ async def settled(limactl: Limactl, name: str) -> Hibernated | None:
     if instance is None:
         return None
     if instance.is_up:
-        # Somebody started it by hand, or was killed while saving it.
-        if record.stage is Stage.SAVING:
+        # Somebody started it by hand, or was killed while he saved or woke it.
+        if record.stage is not Stage.ASLEEP:
             await saving.go_on(instance)
         state.discard(instance)
         return None
@@ -81,7 +81,7 @@ async def waking(limactl: Limactl, instance: Instance, record: Hibernated, *, ti
             raise NotWoken(_failed(instance, record, error)) from error
         except BaseException:
             # Until it runs it has changed nothing: it sleeps on.
-            if state.is_asleep(instance.name):
+            if paths.memory_file(instance.dir).exists():
                 await asyncio.shield(_end(limactl, instance.name))
             raise
         yield boot
@@ -90,7 +90,7 @@ async def waking(limactl: Limactl, instance: Instance, record: Hibernated, *, ti
 def _failed(instance: Instance, record: Hibernated, error: InstanceError) -> str:
     """Take notice that a VM did not wake, and say so; QEMU may have been killed by somebody, so it is tried twice."""
     why = error.message.rstrip(".")
-    if state.is_asleep(instance.name) and not record.failed and not isinstance(error, Unfit):
+    if paths.memory_file(instance.dir).exists() and not record.failed and not isinstance(error, Unfit):
         state.note_failure(instance.name, record)
         return f"The VM {instance.name!r} did not wake ({why}); it is tried once more."
     state.discard(instance)
@@ -120,8 +120,9 @@ async def load(instance: Instance, record: Hibernated) -> None:
             if await checking != record.checksum:
                 raise Unfit(state.DAMAGED)
             # From here on the disk changes: nobody may ever load this again.
-            state.discard(instance)
+            state.begin_to_wake(instance, record)
             await talk.execute("cont")
+            state.discard(instance)
     except OSError as error:
         raise InstanceError(f"{error.filename} cannot be read: {error.strerror}") from error
     finally:

@@ -18,6 +18,7 @@ from lima_kernels.cli.main import main
 from lima_kernels.hibernation import saving, state, waking
 from lima_kernels.lima import monitor
 from lima_kernels.progress import Phase
+from lima_kernels.runtime import runtime
 from tests.child import child
 from tests.fake_guest import FakeGuest
 from tests.fake_qemu import IID, MEMORY, FakeQemu
@@ -290,6 +291,49 @@ def save_for_ever(_machine: Machine) -> None:
     # Whatever QEMU answers, it is not enough.
     monitor.Monitor._migrated = lambda *_: asyncio.sleep(1000)  # type: ignore[method-assign]
     hibernate()
+
+
+def test_one_who_is_killed_in_the_moment_of_waking_is_cleaned_up_after(sleeper: Sleeper) -> None:
+    with started(sleeper.machine) as notebook:
+        notebook.run("x = 'kept'")
+        assert hibernate() == 0
+        with child(wake_half, sleeper.machine) as waker:
+            while waker.line() != "half":
+                pass
+            waker.kill()
+        assert not sleeper.memory.exists()
+        assert main(["start"]) == 0
+        assert notebook.run("print(x)") == "kept"
+        assert sleeper.starts() == 2
+    assert not state.is_asleep(NAME)
+
+
+def wake_half(_machine: Machine) -> None:
+    execute = monitor.Monitor.execute
+
+    async def never_let_go(talk: monitor.Monitor, command: str, **arguments: object) -> object:
+        if command == "cont":
+            print("half", flush=True)
+            await asyncio.sleep(1000)
+        return await execute(talk, command, **arguments)
+
+    monitor.Monitor.execute = never_let_go  # type: ignore[assignment,method-assign]
+    main(["start"])
+
+
+async def test_who_gives_up_when_all_is_saved_has_to_wait(sleeper: Sleeper) -> None:
+    vm = runtime().vm(NAME)
+    put_to_sleep = asyncio.ensure_future(runtime().run(vm.hibernate()))
+    while "quit" not in sleeper.qemu.commands:
+        await asyncio.sleep(0.01)
+    put_to_sleep.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await put_to_sleep
+    limit = asyncio.get_running_loop().time() + 20
+    while state.read(NAME) is None or state.read(NAME).stage is not state.Stage.ASLEEP:
+        assert asyncio.get_running_loop().time() < limit
+        await asyncio.sleep(0.05)
+    assert sleeper.memory.read_bytes() == MEMORY
 
 
 def test_a_sleep_is_discarded_on_demand(sleeper: Sleeper, capsys: pytest.CaptureFixture[str]) -> None:

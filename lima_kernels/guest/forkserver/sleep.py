@@ -43,7 +43,8 @@ _RETURN = r"""
 failed= iid=$1 now=$2; shift 2
 [ -z "$now" ] || date -s "@$now" >/dev/null
 if [ -n "$iid" ]; then for file in ssh-ready boot-done; do echo "$iid" >"/run/lima-$file"; done; fi
-for point; do mountpoint -q -- "$point" || mount -- "$point" || failed=1; done
+# Another who needs it may mount it in the same moment.
+for point; do mountpoint -q -- "$point" || mount -- "$point" || mountpoint -q -- "$point" || failed=1; done
 cdrom=/dev/disk/by-label/cidata
 if [ ! -e "$cdrom" ] || mountpoint -q /mnt/lima-cidata; then :; else
   mount -t iso9660 -o ro,mode=0700,dmode=0700,overriderockperm,exec,uid=0 "$cdrom" /mnt/lima-cidata
@@ -88,15 +89,8 @@ class Sleep:
         self._next: tuple[Client, dict[str, Any]] | None = None
         # What is answered once all is as it was.
         self._held: list[dict[str, Any]] | None = None
-        with (
-            contextlib.suppress(OSError, ValueError, LookupError, TypeError),
-            open(self._file, encoding="utf-8") as file,
-        ):
-            record = json.load(file)
-            if record["boot"] == _boot():
-                # An earlier forkserver let go of them.
-                self._points = [str(point) for point in record["points"]]
-                self._is_away()
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            self._take_over()
 
     def _take_over(self) -> None:
         """Know what an earlier forkserver let go of in this boot."""
