@@ -159,5 +159,5 @@ def test_what_goes_to_a_guest_is_small(bundle: Path) -> None:
         names = set(archive.getnames())
     assert {"kit/lima_kernels/widget/guest.py", "kit/lima_kernels/widget/static/panel.js"} <= names
     assert not [name for name in names if "watch" in name]
-    assert len(base64.b64encode(startup.program())) < 110_000
+    assert len(base64.b64encode(startup.program())) < 120_000
     assert lima_kernels.__name__ == bundle.name
