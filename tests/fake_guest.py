@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import threading
 from pathlib import Path
@@ -121,7 +122,13 @@ class FakeGuest:
         finally:
             child.kill()
             child.wait()
-            await process.wait_closed()
+            try:
+                await process.wait_closed()
+            finally:
+                # What was cut off in its midst has not taken all of them.
+                for ours in (child.stdin, child.stdout, child.stderr):
+                    with contextlib.suppress(OSError):
+                        ours.close()
 
     def drop_connections(self) -> int:
         """Cut every connection, as a network does, and return how many there were."""

@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from lima_kernels import paths
 from lima_kernels.cli.main import main
 from lima_kernels.hibernation import saving, state, waking
 from lima_kernels.lima import monitor
+from lima_kernels.lima.models import Instance
 from lima_kernels.progress import Phase
 from lima_kernels.runtime import runtime
 from tests.child import child
@@ -321,14 +323,22 @@ def wake_half(_machine: Machine) -> None:
     main(["start"])
 
 
-async def test_who_gives_up_when_all_is_saved_has_to_wait(sleeper: Sleeper) -> None:
+async def test_who_gives_up_when_all_is_saved_has_to_wait(sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = runtime().vm(NAME)
+    gone, given_up = saving._gone, threading.Event()
+
+    async def gone_late(instance: Instance) -> None:
+        await asyncio.to_thread(given_up.wait, 20)
+        await gone(instance)
+
+    monkeypatch.setattr(saving, "_gone", gone_late)
     put_to_sleep = asyncio.ensure_future(runtime().run(vm.hibernate()))
     while "quit" not in sleeper.qemu.commands:
         await asyncio.sleep(0.01)
     put_to_sleep.cancel()
     with pytest.raises(asyncio.CancelledError):
         await put_to_sleep
+    given_up.set()
     limit = asyncio.get_running_loop().time() + 20
     while state.read(NAME) is None or state.read(NAME).stage is not state.Stage.ASLEEP:
         assert asyncio.get_running_loop().time() < limit
