@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import time
 from collections.abc import Coroutine, Sequence
@@ -23,8 +22,6 @@ from ..locks import locked
 from ..progress import Phase, Progress
 from . import state
 from .state import Hibernated
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 COMMAND = "lima-kernels hibernate"

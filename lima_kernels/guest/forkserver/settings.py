@@ -23,7 +23,7 @@ def load(root: str) -> Settings:
     try:
         with open(os.path.join(root, _FILE), encoding="utf-8") as file:
             said = json.load(file)
-        idle_timeout = seconds(said["idle_timeout"]) if said.get("boot") == _boot() else 0.0
+        idle_timeout = seconds(said["idle_timeout"]) if said.get("boot") == boot_id() else 0.0
         return Settings(idle_timeout, max(0, int(said.get("standby_kernels", 0))))
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return Settings()
@@ -34,10 +34,10 @@ def save(root: str, said: Settings) -> None:
 
     :raises OSError: when it cannot be written.
     """
-    write_private(os.path.join(root, _FILE), {**said._asdict(), "boot": _boot()})
+    write_private(os.path.join(root, _FILE), {**said._asdict(), "boot": boot_id()})
 
 
-def _boot() -> str:
+def boot_id() -> str:
     """Return what names this boot of the guest (random(4))."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read().strip()

@@ -18,12 +18,13 @@ from typing import Any
 from .away import FILE, SIGNAL, directory_of, is_below
 from .clients import Client, Refused
 from .kernels import NOTES, Kernel, session_members, write_private
+from .settings import boot_id
 
 # Seconds awake after which what was let go is taken up again.
 PATIENCE = 60.0
 RECORD = "sleep.json"
 
-# $1: seconds to wait for who leaves; then the directories, the innermost first.
+# $1: how often it is tried while somebody leaves, ten times a second; then the directories, the innermost first.
 _LEAVE = r"""
 tries=$1 busy=; shift
 for point; do
@@ -96,7 +97,7 @@ class Sleep:
         """Know what an earlier forkserver let go of in this boot."""
         with open(self._file, encoding="utf-8") as file:
             record = json.load(file)
-        if record["boot"] == _boot():
+        if record["boot"] == boot_id():
             self._points = [str(point) for point in record["points"]]
             self._is_away()
 
@@ -111,7 +112,7 @@ class Sleep:
             return {"ok": {"is_away": False, "busy": busy}}
         self._points = _innermost_first(request["mounts"])
         with contextlib.suppress(OSError):
-            write_private(self._file, {"boot": _boot(), "points": self._points})
+            write_private(self._file, {"boot": boot_id(), "points": self._points})
         self._tell_kernels("\0".join(self._points))
         self._asked = (client, request["id"])
         self._leaver = client
@@ -264,12 +265,6 @@ class Sleep:
 
 def _innermost_first(points: Iterable[object]) -> list[str]:
     return sorted(map(str, points), key=len, reverse=True)
-
-
-def _boot() -> str:
-    """Name this boot of the guest (random(4)); a sleep is none."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
 
 
 def _program(pid: int) -> str:
