@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from . import paths
-from .guest import kernels, mounts, readiness, startup
+from .guest import events, kernels, mounts, readiness, startup
 from .guest.connection import Connection
 from .guest.readiness import Facts, Needs
 from .hibernation import saving
@@ -42,7 +42,7 @@ async def arrive(
     instance: Instance,
     wanted: Needs,
     progress: Progress,
-    on_event: Callable[[kernels.GuestEvent], None],
+    on_event: Callable[[events.GuestEvent], None],
     *,
     iid: str,
 ) -> Arrived:
@@ -64,7 +64,7 @@ async def _known(
     connection: Connection,
     instance: Instance,
     wanted: Needs,
-    on_event: Callable[[kernels.GuestEvent], None],
+    on_event: Callable[[events.GuestEvent], None],
     iid: str,
 ) -> Arrived | None:
     """Return the forkserver that runs already in a guest of ours, where all that is needed is there.

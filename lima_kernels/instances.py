@@ -19,6 +19,7 @@ from .environment.shares import check, mount_type_of, put_together, still_there
 from .environment.spec import DEFAULT, Environment
 from .errors import HostError, InstanceError, LimactlError, LimaKernelsError, PhaseTimeout
 from .guest import mounts
+from .guest.kernels import Conduct
 from .hibernation import state as hibernation
 from .lima import ending, hostagent, template
 from .lima.limactl import CREATE, STOP, Limactl
@@ -47,8 +48,7 @@ class Wish(NamedTuple):
         None for none. A guest that runs already can be given it otherwise.
     :param create_timeout: seconds until the instance exists; an image may have to be downloaded for it.
     :param boot_timeout: seconds for all that follows, until the guest is ready.
-    :param idle_timeout: seconds without a kernel after which the VM shuts itself down; 0 for never.
-    :param standby_kernels: how many kernels the VM keeps ready.
+    :param conduct: what the guest does by itself.
     :param locked: the lock of the environment that a kernel runs in; None for what the VM was provisioned with.
     :param golden: a stopped VM of ours that a new one may be a copy of; made anew when that does not exist.
     """
@@ -58,8 +58,7 @@ class Wish(NamedTuple):
     directory: Path | None
     create_timeout: float = CREATE_TIMEOUT
     boot_timeout: float = BOOT_TIMEOUT
-    idle_timeout: float = 0.0
-    standby_kernels: int = 0
+    conduct: Conduct = Conduct()
     locked: Locked | None = None
     golden: str = ""
 

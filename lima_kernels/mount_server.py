@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from . import added_mounts, paths
 from .errors import ConnectionFailed, InstanceError, LimaKernelsError
-from .guest.kernels import JoinRequest, MountEvent
+from .guest.events import JoinRequest, MountEvent
 from .guest.streams import Claim, Stream
 from .hibernation.state import awake, is_asleep
 from .instances import REACH

@@ -15,8 +15,9 @@ from typing import Any
 from . import added_mounts, leases, paths
 from .errors import ConnectionFailed, GuestError, InstanceError, LimaKernelsError, PhaseTimeout
 from .guest.calls import Calls
+from .guest.events import KernelExit
 from .guest.forwards import Address, Forwards
-from .guest.kernels import Birth, KernelExit, KernelFacts, KernelState, Ownership
+from .guest.kernels import Birth, KernelFacts, KernelState, Ownership
 from .guest.startup import Layout
 from .guest.streams import Claim
 from .hibernation.state import awake, given_up, is_asleep
@@ -300,7 +301,7 @@ async def open_session(vm: VM, wish: Wish, launch: Launch) -> Session:
 async def _opened(vm: VM, wish: Wish, guest: Guest, launch: Launch) -> Session:
     # What killed processes left on this host goes.
     leases.held(vm.name)
-    await guest.forkserver.obey(wish.idle_timeout, wish.standby_kernels)
+    await guest.forkserver.obey(wish.conduct)
     if launch.facts.session and (found := await _adopted(vm, wish, guest, launch)):
         return found
     session = Session(vm, wish, guest, secrets.token_hex(8), launch.keep)

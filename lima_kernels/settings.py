@@ -23,6 +23,14 @@ class Policy(enum.Enum):
     ALL = "all"
 
 
+class OnIdle(enum.Enum):
+    """What a VM does that nobody uses."""
+
+    HIBERNATE = "hibernate"
+    STOP = "stop"
+    NOTHING = "nothing"
+
+
 class Settings(HasTraits):
     """The keys of ``metadata.kernel_provisioner.config`` in kernel.json.
 
@@ -62,7 +70,16 @@ class Settings(HasTraits):
         "The next server that opens the same notebook with the same kernel spec gets it back.",
     )
     idle_timeout = Float(
-        0.0, config=True, help="Seconds without a kernel or terminal after which the VM shuts down; 0 for never."
+        0.0,
+        config=True,
+        help="Seconds after which a VM without a terminal that nobody uses does what on_idle says; 0 for never.",
+    )
+    on_idle = CaselessStrEnum(
+        [member.value for member in OnIdle],
+        default_value=OnIdle.HIBERNATE.value,
+        config=True,
+        help="What a VM that nobody uses does: it is saved with its kernels (hibernate) once no cell runs, and stops "
+        "where that cannot be and there is no kernel; it stops when there is no kernel (stop); or nothing.",
     )
     standby_kernels = Int(
         1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from types import TracebackType
 
 from .errors import Cancelled, InstanceError
@@ -11,6 +12,8 @@ from .lima import hostagent
 from .lima.boot import Boot
 from .lima.limactl import Limactl
 from .lima.models import Instance, Status
+
+logger = logging.getLogger(__name__)
 
 # Seconds.
 PORT_TIMEOUT = 30.0
@@ -95,6 +98,18 @@ class Start:
 def was_cancelled(name: str) -> Cancelled:
     """Return what whoever waits for a start is told that somebody cancelled."""
     return Cancelled(f"The start of the VM {name!r} was cancelled.", hint="Start the kernel again to try anew.")
+
+
+def warn_without_host_agent(instance: Instance) -> None:
+    """Say what does not work in a VM that runs alone."""
+    logger.warning(
+        "The VM %r runs, but Lima's host agent for it does not answer (%s). Kernels work; Lima's own port "
+        "forwards and reverse-sshfs mounts do not. To mend it, which ends its kernels: "
+        "lima-kernels stop --force %s, then start.",
+        instance.name,
+        "; ".join(instance.errors) or "Lima gives no reason",
+        instance.name,
+    )
 
 
 async def with_port(limactl: Limactl, instance: Instance, boot: Boot | None) -> Instance:

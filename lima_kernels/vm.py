@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 from . import arrival, history, instances, paths
 from .errors import ConnectionFailed, InstanceError, LimaKernelsError, PhaseTimeout
-from .guest import kernels, mounts
+from .guest import events, kernels, mounts
 from .guest.connection import Connection, Endpoint, wait_for_connection
 from .guest.host_keys import KeyStore
 from .guest.readiness import Facts
 from .hibernation import saving, waking
+from .hibernation.idle import WhenIdle
 from .hibernation.state import Hibernated, is_asleep
 from .instances import REACH, Wish, owner_mark, present
 from .lima import boot as lima_boot
@@ -25,7 +26,7 @@ from .lima.limactl import Limactl
 from .lima.models import Instance, Status
 from .locks import locked
 from .progress import Listener, Phase, Progress
-from .starting import Ended, Limit, Start, was_cancelled, with_port
+from .starting import Ended, Limit, Start, warn_without_host_agent, was_cancelled, with_port
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +68,8 @@ class VM:
     def __init__(self, name: str, limactl: Limactl, listener: Listener) -> None:
         self.name = name
         self.progress = Progress(name, listener)
-        self.watchers: dict[str, Callable[[kernels.KernelExit], None]] = {}
-        self.on_mount_event: Callable[[kernels.MountEvent], None] | None = None
+        self.watchers: dict[str, Callable[[events.KernelExit], None]] = {}
+        self.on_mount_event: Callable[[events.MountEvent], None] | None = None
         self.is_abandoned = False
         self.starting: Start | None = None
         self._cancels = 0
@@ -83,12 +84,15 @@ class VM:
         # A host agent that we took for ended, and never again: limactl may run where we cannot see its processes.
         self._unseen = 0
         self._turn = asyncio.Lock()
+        self._when_idle = WhenIdle(name, self.hibernate)
         self._stack = AsyncExitStack()
 
-    def _on_event(self, event: kernels.GuestEvent) -> None:
-        if isinstance(event, kernels.PowerOff):
+    def _on_event(self, event: events.GuestEvent) -> None:
+        if isinstance(event, events.PowerOff):
             logger.warning("The VM %r shuts down: nobody used it for %.0f s.", self.name, event.idle)
-        elif isinstance(event, kernels.KernelExit):
+        elif isinstance(event, events.Idle):
+            self._when_idle.begin(event.idle)
+        elif isinstance(event, events.KernelExit):
             if watcher := self.watchers.get(event.kernel):
                 watcher(event)
         elif self.on_mount_event is not None:
@@ -274,18 +278,6 @@ class VM:
         await hostagent.gone(pid)
         raise Ended(pid)
 
-    def _warn_without_host_agent(self, instance: Instance) -> None:
-        if instance.status is not Status.RUNNING and self._warned != instance.driver_pid:
-            self._warned = instance.driver_pid
-            logger.warning(
-                "The VM %r runs, but Lima's host agent for it does not answer (%s). Kernels work; Lima's own port "
-                "forwards and reverse-sshfs mounts do not. To mend it, which ends its kernels: "
-                "lima-kernels stop --force %s, then start.",
-                self.name,
-                "; ".join(instance.errors) or "Lima gives no reason",
-                self.name,
-            )
-
     async def _ready(self, stack: AsyncExitStack, instance: Instance, wish: Wish, iid: str = "") -> Guest:
         wanted = arrival.needs(instance, wish)
         while True:
@@ -306,7 +298,9 @@ class VM:
 
     async def _connect(self, instance: Instance) -> Connection:
         self.progress.enter(Phase.CONNECT)
-        self._warn_without_host_agent(instance)
+        if instance.status is not Status.RUNNING and self._warned != instance.driver_pid:
+            self._warned = instance.driver_pid
+            warn_without_host_agent(instance)
         endpoint = Endpoint(
             instance.ssh_address, hostagent.ssh_port(instance), instance.config.user.name, paths.identity_file()
         )

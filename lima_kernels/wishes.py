@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .environment import locked
 from .environment.locked import Described
+from .guest.kernels import Conduct
 from .instances import Wish
 from .kernelspec import installed
 from .runtime import runtime
@@ -47,8 +48,7 @@ def wish_for(settings: Settings, described: Described, directory: Path | None) -
         directory=directory,
         create_timeout=settings.create_timeout,
         boot_timeout=settings.boot_timeout,
-        idle_timeout=settings.idle_timeout,
-        standby_kernels=settings.standby_kernels,
+        conduct=Conduct(settings.idle_timeout, settings.on_idle, settings.standby_kernels),
         locked=described.locked,
         golden=described.golden,
     )
@@ -57,5 +57,5 @@ def wish_for(settings: Settings, described: Described, directory: Path | None) -
 async def ready_guest(instance: str, wish: Wish) -> Guest:
     """Return the guest of a VM, which is made and booted as needed; to be awaited in the I/O thread."""
     guest = await runtime().vm(instance).ensure(wish)
-    await guest.forkserver.obey(wish.idle_timeout, wish.standby_kernels)
+    await guest.forkserver.obey(wish.conduct)
     return guest

@@ -29,7 +29,7 @@ from .progress import watching
 # The environment's own Python, whatever is named beside it.
 _IPYKERNEL = "python3"
 # What says of a VM what it is and how long it takes: the same for all kernel specs that name it.
-_OF_THE_VM = ("environment", "attach", "create_timeout", "boot_timeout", "idle_timeout", "standby_kernels")
+_OF_THE_VM = ("environment", "attach", "create_timeout", "boot_timeout", "idle_timeout", "on_idle", "standby_kernels")
 
 
 def add_commands(commands: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 import msgspec
 
 from ..errors import ConnectionFailed, GuestError
+from .events import GuestEvent, Idle, JoinRequest, KernelExit, PowerOff, Unmounted
 from .readiness import Identity
 
 T = TypeVar("T")
@@ -61,37 +62,6 @@ class KernelState(msgspec.Struct, frozen=True):
     started: float = 0.0
 
 
-class KernelExit(msgspec.Struct, frozen=True):
-    """The end of a kernel, with its reason as far as it is known, and the last lines of its raw output."""
-
-    kernel: str
-    code: int
-    log: tuple[str, ...] = ()
-    reason: str = ""
-
-
-class PowerOff(msgspec.Struct, frozen=True):
-    """The guest shuts down because nobody used it for ``idle`` seconds."""
-
-    idle: float
-
-
-class JoinRequest(msgspec.Struct, frozen=True):
-    """The sshfs of a mount wants to be served."""
-
-    mount: str
-
-
-class Unmounted(msgspec.Struct, frozen=True):
-    """A mount is no more."""
-
-    mount: str
-
-
-MountEvent = JoinRequest | Unmounted
-GuestEvent = KernelExit | PowerOff | MountEvent
-
-
 class MemoryUse(msgspec.Struct, frozen=True):
     """The guest's memory, and how much of it nobody could have now; bytes."""
 
@@ -122,6 +92,19 @@ class MountRequest(NamedTuple):
     point: str
     read_only: bool
     options: Sequence[str]
+
+
+class Conduct(NamedTuple):
+    """What a guest does by itself.
+
+    :param idle_timeout: seconds after which a guest that nobody uses does what ``on_idle`` says; 0 for never.
+    :param on_idle: ``hibernate``, ``stop`` or ``nothing``.
+    :param standby_kernels: how many kernels are kept ready.
+    """
+
+    idle_timeout: float = 0.0
+    on_idle: str = "stop"
+    standby_kernels: int = 0
 
 
 class _Left(msgspec.Struct, frozen=True):
@@ -220,7 +203,7 @@ class Forkserver:
         self._pending: dict[int, asyncio.Future[_Message]] = {}
         self._number = 0
         self._has_answered = False
-        self._obeyed: tuple[float, int] | None = None
+        self._obeyed: Conduct | None = None
         self._task = asyncio.ensure_future(self._read())
 
     async def _read(self) -> None:
@@ -248,6 +231,8 @@ class Forkserver:
             self._on_event(KernelExit(message.kernel, message.code, message.log, message.reason))
         elif message.event == "power off":
             self._on_event(PowerOff(message.idle))
+        elif message.event == "idle":
+            self._on_event(Idle(message.idle))
         elif message.event == "join":
             self._on_event(JoinRequest(message.mount))
         elif message.event == "unmounted":
@@ -367,11 +352,11 @@ class Forkserver:
         """Serve a mount from now on, or still, and return whether its sshfs waits for that just now."""
         return decoded(await self.ask("claim", mount=mount, owner=owner), _Claimed).joining
 
-    async def obey(self, idle_timeout: float, standby_kernels: int) -> None:
-        """Say for all kernels when an idle guest shuts down, in seconds and 0 for never; and how many stand by."""
-        if (idle_timeout, standby_kernels) != self._obeyed:
-            await self.ask("settings", idle_timeout=idle_timeout, standby_kernels=standby_kernels)
-            self._obeyed = idle_timeout, standby_kernels
+    async def obey(self, conduct: Conduct) -> None:
+        """Say for all kernels what the guest does by itself."""
+        if conduct != self._obeyed:
+            await self.ask("settings", **conduct._asdict())
+            self._obeyed = conduct
 
     async def remove(self, kernel: str) -> None:
         """Kill whatever is left of a kernel's session and remove its directory."""

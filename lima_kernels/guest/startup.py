@@ -15,8 +15,9 @@ from importlib.resources import files
 from .. import paths
 from ..errors import ConnectionFailed, GuestError
 from .connection import Connection
+from .events import GuestEvent
 from .forkserver.kit import KIT
-from .kernels import Forkserver, GuestEvent
+from .kernels import Forkserver
 from .readiness import Facts
 
 # Starting Python in an emulated guest takes seconds; importing ipykernel comes after the socket is there.

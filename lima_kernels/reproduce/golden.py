@@ -9,6 +9,7 @@ from filelock import AsyncFileLock, Timeout
 
 from .. import paths
 from ..errors import GuestError, LimaKernelsError, PhaseTimeout
+from ..guest.kernels import Conduct
 from ..instances import Wish
 from ..lima.limactl import Limactl
 from ..vm import VM
@@ -47,7 +48,7 @@ async def make(vm: VM, wish: Wish) -> None:
 async def _make(vm: VM, wish: Wish) -> None:
     assert wish.locked is not None
     try:
-        guest = await vm.ensure(wish._replace(directory=None, golden="", idle_timeout=0.0, standby_kernels=0))
+        guest = await vm.ensure(wish._replace(directory=None, golden="", conduct=Conduct()))
         await syncing.sync(vm, guest, wish.locked, timeout=wish.create_timeout)
         done = await guest.connection.run("sudo -n sh -s", stdin=_FORGET, timeout=_FORGET_TIMEOUT)
         if done.status:

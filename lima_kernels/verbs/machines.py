@@ -185,7 +185,7 @@ async def _create_from_environment(context: Context, name: str, file: str, *, st
         instance = (await present(context.limactl, name, wish, progress)).instance
     if start:
         guest = await vm.ensure(wish)
-        await guest.forkserver.obey(wish.idle_timeout, wish.standby_kernels)
+        await guest.forkserver.obey(wish.conduct)
         return Note(f"The VM {name} is made, and runs: {_described(instance)}.")
     return Note(f"The VM {name} is made: {_described(instance)}. To start it: %lima start {name}")
 

@@ -95,7 +95,7 @@ async def start(context: Context, options: argparse.Namespace) -> Note:
     name = context.instance(options.name)
     wish = await wish_to_start(context.limactl, name, context.here)
     guest = await context.vm(name).ensure(wish)
-    await guest.forkserver.obey(wish.idle_timeout, wish.standby_kernels)
+    await guest.forkserver.obey(wish.conduct)
     return Note(f"The VM {name} is ready.")
 
 

@@ -18,8 +18,8 @@ import pytest
 from jupyter_client.ioloop import AsyncIOLoopKernelManager
 
 from lima_kernels import paths
+from lima_kernels.guest.events import KernelExit
 from lima_kernels.guest.forkserver import deaths
-from lima_kernels.guest.kernels import KernelExit
 from lima_kernels.session import Session
 from tests.fake_guest import FakeGuest
 

@@ -27,6 +27,7 @@ from tests.fake_qemu import IID, MEMORY, FakeQemu
 
 from .conftest import Machine
 from .test_faults import at_phase
+from .test_idle import Power, guest_power  # noqa: F401
 from .test_kernel import started, until
 
 NAME = "lima-kernels"
@@ -344,6 +345,14 @@ async def test_who_gives_up_when_all_is_saved_has_to_wait(sleeper: Sleeper, monk
         assert asyncio.get_running_loop().time() < limit
         await asyncio.sleep(0.05)
     assert sleeper.memory.read_bytes() == MEMORY
+
+
+def test_a_vm_whose_kernels_do_nothing_falls_asleep(guest_power: Power, sleeper: Sleeper) -> None:  # noqa: F811
+    with started(sleeper.machine, idle_timeout=1.0) as notebook:
+        notebook.run("x = 'kept'")
+        until(lambda: (record := state.read(NAME)) is not None and record.stage is state.Stage.ASLEEP)
+        assert notebook.run("print(x)") == "kept"
+        assert sleeper.qemu.loaded == MEMORY
 
 
 def test_a_sleep_is_discarded_on_demand(sleeper: Sleeper, capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,6 +120,28 @@ def test_no_power_off_with_a_kernel_nor_with_one_whose_owner_is_gone(place: Plac
     until(lambda: power.asked() == [POWER_OFF])
 
 
+def test_a_guest_whose_kernels_do_nothing_may_be_put_to_sleep(place: Place, power: Power) -> None:  # noqa: F811
+    talk = place.serve(f"{NOBODY}\nserver.SLEEP_PATIENCE = 0.2")
+    spawned(talk, place.birth("a"))
+    until(lambda: talk.kernels()["a"]["busy"] is False)
+    talk.ask("settings", idle_timeout=0.2, on_idle="hibernate")
+    assert talk.event() == {"event": "idle", "idle": 0.2}
+    # Nobody does it; it is asked for again, and the kernel lives on.
+    assert talk.event() == {"event": "idle", "idle": 0.2}
+    assert power.asked() == []
+    # Without a kernel there is nothing that could be lost.
+    talk.ask("remove", kernel="a")
+    until(lambda: power.asked() == [POWER_OFF])
+
+
+def test_a_guest_that_is_to_do_nothing_does_nothing(place: Place, power: Power) -> None:  # noqa: F811
+    talk = place.serve(NOBODY)
+    talk.ask("settings", idle_timeout=0.05, on_idle="nothing")
+    time.sleep(0.5)
+    assert talk.kernels() == {}
+    assert power.asked() == []
+
+
 def test_a_kernel_that_has_died_uses_nothing(place: Place, power: Power) -> None:  # noqa: F811
     talk = place.serve(NOBODY)
     pid = spawned(talk, place.birth("a"))
@@ -237,7 +259,7 @@ def poweroffs(power: Power) -> list[str]:
 
 
 def test_a_kernel_specs_idle_timeout_reaches_the_guest(machine: Machine, guest_power: Power) -> None:
-    with started(machine, idle_timeout=0.2) as notebook:
+    with started(machine, idle_timeout=0.2, on_idle="stop") as notebook:
         assert notebook.run("print(1)") == "1"
         settings = list((machine.guest_home / ".lima-kernels").glob("*/settings.json"))
         assert [json.loads(file.read_text())["idle_timeout"] for file in settings] == [0.2]

@@ -39,6 +39,14 @@ class IdleTimer:
         elif self._since is None:
             self._since = time.monotonic()
 
+    def begin_anew(self) -> None:
+        """Count from now on."""
+        self._since = time.monotonic() if self._since is not None else None
+
+    def wait(self, seconds: float) -> None:
+        """Look again after so many seconds, and not before."""
+        self._next = time.monotonic() + seconds
+
     def deadline(self) -> float | None:
         """Return when to look again, in monotonic seconds; None for never."""
         if self.timeout <= 0 or self._since is None:

@@ -170,6 +170,11 @@ class Registry:
         """Tell whether there is a kernel, or will be."""
         return self.starts.is_any() or any(kernel.code is None for kernel in self.kernels.values())
 
+    def works(self) -> bool:
+        """Tell whether a cell runs, or may: not all kernels say."""
+        alive = (kernel for kernel in self.kernels.values() if kernel.code is None)
+        return self.starts.is_any() or any(kernel.busy is not False for kernel in alive)
+
     def deadlines(self) -> Iterator[float]:
         """Yield when a kernel has to be looked at, in monotonic seconds."""
         for kernel in self.kernels.values():

@@ -11,7 +11,7 @@ It is reached through a unix socket in a 0700 directory and speaks JSON lines:
     {"id": 6, "op": "release", "kernel": ID}
     {"id": 7, "op": "note", "kernel": ID, "text": TEXT}
     {"id": 8, "op": "specs", "python": PATH or ""}
-    {"id": 9, "op": "settings", "idle_timeout": SECONDS, "standby_kernels": N}
+    {"id": 9, "op": "settings", "idle_timeout": SECONDS, "on_idle": "stop", "standby_kernels": N}
     {"id": 10, "op": "stream", "kernel": ID, "owner": TOKEN, "channel": 1, "token": T, "received": N, "new": true}
     {"id": 11, "op": "stream", "mount": ID, "owner": TOKEN, "token": T, "received": N, "new": true}
     {"id": 12, "op": "mount", "mount": ID, "user": KERNEL or "", "point": DIR, "read_only": false, "options": [TEXT]}
@@ -27,7 +27,7 @@ It is reached through a unix socket in a 0700 directory and speaks JSON lines:
 A python is that of an environment; without one it is the forkserver's own. Every request is answered by a line with
 its id and either "ok" or "error". After the answer to "stream" the connection carries the frames of a resumable stream.
 The end of a kernel is told to every client as {"event": "exit", "kernel": ID, "code": N, ...}, N negative for a signal,
-as subprocess has it; {"event": "power off"} comes before the guest's end;
+as subprocess has it; {"event": "idle"} when the host may put the guest to sleep, {"event": "power off"} before its end;
 {"event": "join", "mount": ID} when a mount's sshfs wants to be served, {"event": "unmounted", "mount": ID} at its end.
 """
 
@@ -56,6 +56,8 @@ from .wire import Wire
 
 LINE_LIMIT = 1 << 20
 LONGEST_WAIT = 86400.0
+# Seconds that the host has to put us to sleep.
+SLEEP_PATIENCE = 60.0
 
 
 class Server:
@@ -72,6 +74,7 @@ class Server:
         self._selector = selectors.DefaultSelector()
         self._streams = Streams(self._selector)
         self._powered_off = False
+        self._wants_sleep = False
         self._settings = settings.load(root)
         # A guest that was booted by hand does not end because of an earlier boot.
         self._idle = idle.IdleTimer(self._settings.idle_timeout)
@@ -90,7 +93,7 @@ class Server:
             self._mounts,
             environments_directory=environments_directory,
         )
-        self._sleep = Sleep(root, self.registry.kernels)
+        self._sleep = Sleep(root, self.registry.kernels, self._was_awake)
         self.registry.more_pids = self._sleep.pids
         self._mounts.know(self.registry.kernels)
         self.registry.starts.standbys.want(self._settings.standby_kernels)
@@ -125,7 +128,7 @@ class Server:
     def serve(self) -> None:
         """Serve for ever; a child leaves it by :class:`Spawned`."""
         while True:
-            self._idle.look(self.registry.is_in_use())
+            self._look_whether_used()
             deadline = self._deadline()
             while self._only_carried(deadline):
                 pass
@@ -159,8 +162,31 @@ class Server:
         self._mounts.look()
         self._sleep.look()
         if not self._powered_off and self._idle.has_run_out():
+            self._ran_out()
+
+    def _look_whether_used(self) -> None:
+        hibernates = self._settings.on_idle == settings.HIBERNATE
+        is_used = self.registry.works() if hibernates else self.registry.is_in_use()
+        self._idle.look(is_used or self._settings.on_idle == settings.NOTHING)
+        if is_used:
+            self._wants_sleep = False
+
+    def _ran_out(self) -> None:
+        """Let the host put us to sleep, or stop when nobody does that and there is no kernel."""
+        if self._settings.on_idle == settings.HIBERNATE and self._clients and not self._wants_sleep:
+            self._wants_sleep = True
+            self._tell({"event": "idle", "idle": self._idle.timeout})
+            self._idle.wait(SLEEP_PATIENCE)
+        elif self.registry.is_in_use():
+            self._was_awake()
+        else:
             self._tell({"event": "power off", "idle": self._idle.timeout})
             self._powered_off = self._idle.power_off()
+
+    def _was_awake(self) -> None:
+        """Count anew: somebody may want something now, or nobody could put us to sleep."""
+        self._wants_sleep = False
+        self._idle.begin_anew()
 
     # Clients
 
@@ -233,7 +259,9 @@ class Server:
 
     def _set(self, _client: Client, request: dict[str, Any]) -> dict[str, Any]:
         wanted = settings.Settings(
-            seconds(request["idle_timeout"]), int(request.get("standby_kernels", self._settings.standby_kernels))
+            seconds(request["idle_timeout"]),
+            str(request.get("on_idle", self._settings.on_idle)),
+            int(request.get("standby_kernels", self._settings.standby_kernels)),
         )
         if wanted != self._settings:
             settings.save(self.root, wanted)

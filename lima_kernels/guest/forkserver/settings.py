@@ -9,12 +9,15 @@ from typing import NamedTuple
 from .kernels import seconds, write_private
 
 _FILE = "settings.json"
+HIBERNATE, STOP, NOTHING = "hibernate", "stop", "nothing"
 
 
 class Settings(NamedTuple):
-    """How long the guest runs without a kernel, in seconds and 0 for ever; and how many standbys there are."""
+    """How long the guest runs without being used, in seconds and 0 for ever; what is done then; how many standbys there
+    are."""
 
     idle_timeout: float = 0.0
+    on_idle: str = STOP
     standby_kernels: int = 0
 
 
@@ -24,7 +27,7 @@ def load(root: str) -> Settings:
         with open(os.path.join(root, _FILE), encoding="utf-8") as file:
             said = json.load(file)
         idle_timeout = seconds(said["idle_timeout"]) if said.get("boot") == boot_id() else 0.0
-        return Settings(idle_timeout, max(0, int(said.get("standby_kernels", 0))))
+        return Settings(idle_timeout, str(said.get("on_idle", STOP)), max(0, int(said.get("standby_kernels", 0))))
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return Settings()
 

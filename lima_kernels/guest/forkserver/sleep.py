@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from .away import FILE, SIGNAL, directory_of, is_below
@@ -75,9 +75,11 @@ class Sleep:
     """Lets go of the host's directories, and takes them up again.
 
     :param root: where a record survives us.
+    :param on_return: called when all is as it was.
     """
 
-    def __init__(self, root: str, kernels: Mapping[str, Kernel]) -> None:
+    def __init__(self, root: str, kernels: Mapping[str, Kernel], on_return: Callable[[], None]) -> None:
+        self._on_return = on_return
         self._file = os.path.join(root, RECORD)
         self._kernels = kernels
         self._state = State.AWAKE
@@ -154,6 +156,7 @@ class Sleep:
         self._state = State.AWAKE
         self._leaver = None
         self._tell_kernels(None)
+        self._on_return()
         self._points = []
         with contextlib.suppress(OSError):
             os.unlink(self._file)
