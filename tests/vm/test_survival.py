@@ -248,7 +248,7 @@ def test_an_idle_vm_stops_itself_though_its_owner_is_dead(start: Start, notebook
     spec = Path(os.environ["JUPYTER_DATA_DIR"]) / "kernels" / "lima" / "kernel.json"
     before = spec.read_text()
     document = json.loads(before)
-    document["metadata"]["kernel_provisioner"]["config"].update(idle_timeout=3, orphan_timeout=3)
+    document["metadata"]["kernel_provisioner"]["config"].update(idle_timeout=3, on_idle="stop", orphan_timeout=3)
     spec.write_text(json.dumps(document))
     try:
         with owner(notebooks, "print('busy')") as process:

@@ -42,6 +42,7 @@ class IdleTimer:
     def begin_anew(self) -> None:
         """Count from now on."""
         self._since = time.monotonic() if self._since is not None else None
+        self._next = 0.0
 
     def wait(self, seconds: float) -> None:
         """Look again after so many seconds, and not before."""

@@ -203,6 +203,9 @@ class Server:
         self.registry.forget(client)
         self._mounts.forget(client, self.registry.kernels)
         self._sleep.forget(client)
+        if self._wants_sleep and not self._clients:
+            # Nobody is left who could put us to sleep.
+            self._was_awake()
 
     def _tell(self, event: dict[str, Any]) -> None:
         """Send an event to every client."""
