@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..hibernation import saving
 from ..instances import check_deletable
 from ..lima.limactl import Limactl
 from ..verbs.alone import check_stopped
@@ -11,7 +12,7 @@ from ..verbs.machines import EDITED_WHILE_STOPPED, check_free
 from ..verbs.usage import check_unused
 from ..verbs.vms import wish_to_start
 from ..vm import VM
-from ..watch.actions import Action, Create, Delete, Edit, Restart, Start, Stop
+from ..watch.actions import Action, Create, Delete, Edit, Hibernate, Restart, Start, Stop
 
 
 async def check(limactl: Limactl, vm: Callable[[str], VM], name: str, action: Action) -> None:
@@ -30,6 +31,8 @@ async def check(limactl: Limactl, vm: Callable[[str], VM], name: str, action: Ac
             instance = await limactl.get(name)
             if not action.force:
                 await check_unused(vm(name), instance, action.call(name).verb)
+        case Hibernate():
+            saving.check(await limactl.get(name))
         case Edit():
             check_stopped(await limactl.get(name), EDITED_WHILE_STOPPED)
         case Delete():

@@ -25,7 +25,7 @@ from .base import EVENT_SCHEMA, Route, answers, named
 _LINES = 200
 _MOST_LINES = 10_000
 # What a POST can ask of a VM that is there.
-_POSTED = ("start", "stop", "restart")
+_POSTED = ("start", "stop", "hibernate", "restart")
 
 
 class Everything(msgspec.Struct, frozen=True):

@@ -53,6 +53,12 @@ class Stop(_Action, frozen=True, tag="stop"):
     force: bool = False
 
 
+class Hibernate(_Action, frozen=True, tag="hibernate"):
+    """Save its memory and end it; forced also while cells run."""
+
+    force: bool = False
+
+
 class Restart(_Action, frozen=True, tag="restart"):
     """Stop it and start it again."""
 
@@ -85,8 +91,8 @@ class Create(_Action, frozen=True, tag="create"):
     start: bool = False
 
 
-Action = Start | Stop | Restart | Delete | Edit | Create
-VERBS = tuple(str(kind.__struct_config__.tag) for kind in (Start, Stop, Restart, Delete, Edit, Create))
+Action = Start | Stop | Hibernate | Restart | Delete | Edit | Create
+VERBS = tuple(str(kind.__struct_config__.tag) for kind in (Start, Stop, Hibernate, Restart, Delete, Edit, Create))
 
 
 def action(verb: str, arguments: Mapping[str, Any]) -> Action:

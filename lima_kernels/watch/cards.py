@@ -15,6 +15,7 @@ class State(enum.Enum):
     """What a person calls a VM's state; ``gone`` is for a panel whose VM was deleted."""
 
     STOPPED = "stopped"
+    ASLEEP = "asleep"
     CREATING = "creating"
     STARTING = "starting"
     RUNNING = "running"

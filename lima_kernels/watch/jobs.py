@@ -32,7 +32,7 @@ KERNEL = "kernel"
 # These boot a VM: to be cancelled is to undo that.
 _STARTS = ("start", "restart")
 # Who is told to end in their middle leaves half a VM, or one that goes on shutting down.
-_FINAL = ("stop", "delete")
+_FINAL = ("stop", "hibernate", "delete")
 
 
 class _Run:

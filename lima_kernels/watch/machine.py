@@ -12,6 +12,7 @@ from typing import NamedTuple
 from .. import history, paths
 from ..errors import printable
 from ..guest.ports import LOOPBACK, Direction
+from ..hibernation.state import is_asleep
 from ..instances import owner_mark
 from ..lima import ending, hostagent
 from ..lima.logs import LogEntry
@@ -34,11 +35,11 @@ from .tails import Tail
 LOG_LINES = 200
 _LOG_BACKLOG = 64 * 1024
 # What holds a VM's data (lima ``pkg/limatype/filenames``); `diffdisk` and `basedisk` are older VMs'.
-_DISKS = ("disk", "diffdisk", "basedisk")
+_DISKS = ("disk", "diffdisk", "basedisk", "lima-kernels.memory")
 # Bytes. A disk grows all the time while a VM runs: not every block is news.
 _DISK_STEP = 16 << 20
 # What a phase makes of a VM; in the others it is as Lima says.
-_STATES = {Phase.CREATE: State.CREATING, Phase.STOPPING: State.STOPPING}
+_STATES = {Phase.CREATE: State.CREATING, Phase.STOPPING: State.STOPPING, Phase.HIBERNATE: State.STOPPING}
 _STILL = (Phase.CHECK, Phase.READY)
 
 
@@ -225,7 +226,7 @@ def _settled(instance: Instance) -> State:
     if instance.is_up:
         return State.RUNNING
     if instance.status is Status.STOPPED:
-        return State.STOPPED
+        return State.ASLEEP if is_asleep(instance.name) else State.STOPPED
     return State.CREATING if instance.status is Status.INSTALLING else State.BROKEN
 
 

@@ -32,9 +32,9 @@ except ImportError:
 
 logger = logging.getLogger(__name__)
 
-STATES = ("stopped", "creating", "starting", "running", "stopping", "broken", "gone")
+STATES = ("stopped", "asleep", "creating", "starting", "running", "stopping", "broken", "gone")
 # What a VM is after what was done with it, and seconds that news of that may take.
-_AFTER = {"start": "running", "stop": "stopped", "restart": "running", "delete": "gone"}
+_AFTER = {"start": "running", "stop": "stopped", "hibernate": "asleep", "restart": "running", "delete": "gone"}
 _NEWS = 5.0
 # Where the build puts the front end.
 FRONT_END = Path(__file__).parent / "static" / "panel.js"
@@ -350,6 +350,14 @@ class VMPanel(Panel):
         :raises LimaError: when awaited, and it cannot be stopped.
         """
         return self._act("stop", yes=yes, force=force)
+
+    def hibernate(self, *, force: bool = False) -> Waiting:
+        """Save its memory and end it; its kernels live on when it is started again.
+
+        :param force: also while cells run.
+        :raises LimaError: when awaited, and it cannot be.
+        """
+        return self._act("hibernate", force=force)
 
     def restart(self, *, force: bool = False, yes: bool = False) -> Waiting:
         """Stop it and start it again.

@@ -157,6 +157,7 @@ export class Client {
         return this.#job("DELETE", `${path("vms", vm)}${action.force === true ? "?force=1" : ""}`);
       case "start":
       case "stop":
+      case "hibernate":
       case "restart":
         return this.#job("POST", path("vms", vm, verb), rest);
     }

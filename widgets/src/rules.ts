@@ -3,7 +3,7 @@ import type { Translate } from "./i18n";
 import type { Action, Job, State, VM } from "./wire";
 
 /** The verbs that have a button, in the buttons' order. */
-export const BUTTONS = ["start", "stop", "restart", "edit", "delete"] as const;
+export const BUTTONS = ["start", "stop", "hibernate", "restart", "edit", "delete"] as const;
 export type ButtonVerb = (typeof BUTTONS)[number];
 
 /** Null: may be asked for. A text: shown, but not now, and why. "hidden": makes no sense in this state. */
@@ -11,9 +11,10 @@ export type Offer = null | "hidden" | { readonly reason: string };
 
 const SHOWN: Readonly<Record<State, readonly ButtonVerb[]>> = {
   stopped: ["start", "edit", "delete"],
+  asleep: ["start", "delete"],
   creating: [],
   starting: ["stop"],
-  running: ["stop", "restart", "edit", "delete"],
+  running: ["stop", "hibernate", "restart", "edit", "delete"],
   stopping: [],
   broken: ["start", "stop", "delete"],
   gone: [],
@@ -23,6 +24,7 @@ const SHOWN: Readonly<Record<State, readonly ButtonVerb[]>> = {
 export function stateWord(t: Translate, state: State): string {
   const words: Record<State, string> = {
     stopped: t("Stopped"),
+    asleep: t("Asleep"),
     creating: t("Being created"),
     starting: t("Starting"),
     running: t("Running"),
@@ -38,6 +40,7 @@ export function verbWord(t: Translate, verb: ButtonVerb): string {
   const words: Record<ButtonVerb, string> = {
     start: t("Start"),
     stop: t("Stop"),
+    hibernate: t("Hibernate"),
     restart: t("Restart"),
     edit: t("Edit"),
     delete: t("Delete"),
@@ -69,14 +72,16 @@ function kernelNames(vm: VM): string {
 export function question(t: Translate, verb: ButtonVerb, vm: VM): string | null {
   const kernels = kernelNames(vm);
   const lost = kernels === "" ? "" : ` ${t("Its kernels end and their variables are lost: %1.", kernels)}`;
+  const asleep = ` ${t("The kernels that sleep in it are lost.")}`;
   switch (verb) {
     case "stop":
       return lost === "" ? null : t("Stop the VM %1?", vm.name) + lost;
     case "restart":
       return lost === "" ? null : t("Restart the VM %1?", vm.name) + lost;
     case "delete":
-      return t("Delete the VM %1 and all that is on its disk?", vm.name) + lost;
+      return t("Delete the VM %1 and all that is on its disk?", vm.name) + (vm.state === "asleep" ? asleep : lost);
     case "start":
+    case "hibernate":
     case "edit":
       return null;
   }
@@ -84,10 +89,11 @@ export function question(t: Translate, verb: ButtonVerb, vm: VM): string | null 
 
 /** Return the action of a button; forced where the question has named what it ends. */
 export function actionOf(verb: Exclude<ButtonVerb, "edit">, vm: VM): Action {
-  if (verb === "start") {
+  // Its kernels live on: nothing is ended that would have to be forced.
+  if (verb === "start" || verb === "hibernate") {
     return { verb };
   }
   const inUse = (vm.kernels ?? []).length > 0 || vm.state === "broken";
-  const force = verb === "delete" ? inUse || !vm.ours || vm.state !== "stopped" : inUse;
+  const force = verb === "delete" ? inUse || !vm.ours || (vm.state !== "stopped" && vm.state !== "asleep") : inUse;
   return force ? { verb, force } : { verb };
 }

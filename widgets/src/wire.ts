@@ -6,7 +6,7 @@
  */
 import * as v from "valibot";
 
-export const STATES = ["stopped", "creating", "starting", "running", "stopping", "broken", "gone"] as const;
+export const STATES = ["stopped", "asleep", "creating", "starting", "running", "stopping", "broken", "gone"] as const;
 export type State = (typeof STATES)[number];
 
 const nullableNumber = v.nullable(v.number());
@@ -101,7 +101,7 @@ export interface CreateArguments extends EditArguments {
 /** What may be asked of a VM; sizes are text such as "4GiB". */
 export type Action =
   | { verb: "start" }
-  | { verb: "stop" | "restart" | "delete"; force?: boolean }
+  | { verb: "stop" | "hibernate" | "restart" | "delete"; force?: boolean }
   | ({ verb: "edit" } & EditArguments)
   | ({ verb: "create" } & CreateArguments);
 export type Verb = Action["verb"];

@@ -8,9 +8,10 @@ import { job, running, vm } from "./samples";
 
 const SHOWN = {
   stopped: "start edit delete",
+  asleep: "start delete",
   creating: "",
   starting: "stop",
-  running: "stop restart edit delete",
+  running: "stop hibernate restart edit delete",
   stopping: "",
   broken: "start stop delete",
   gone: "",
@@ -43,6 +44,10 @@ test("only what costs something is asked about, and named", () => {
   expect(question(english, "delete", vm({ state: "stopped" }))).toBe(
     "Delete the VM default and all that is on its disk?",
   );
+  expect(question(english, "hibernate", running())).toBeNull();
+  expect(question(english, "delete", vm({ state: "asleep" }))).toBe(
+    "Delete the VM default and all that is on its disk? The kernels that sleep in it are lost.",
+  );
 });
 
 test("what was asked about is forced; nothing else is", () => {
@@ -52,4 +57,7 @@ test("what was asked about is forced; nothing else is", () => {
   expect(actionOf("delete", vm({ state: "stopped" }))).toEqual({ verb: "delete" });
   expect(actionOf("delete", vm({ state: "stopped", ours: false }))).toEqual({ verb: "delete", force: true });
   expect(actionOf("delete", vm())).toEqual({ verb: "delete", force: true });
+  expect(actionOf("delete", vm({ state: "asleep" }))).toEqual({ verb: "delete" });
+  // Nothing is lost by it.
+  expect(actionOf("hibernate", running())).toEqual({ verb: "hibernate" });
 });

@@ -43,7 +43,7 @@ test("a message of wrong types is dropped and said once, with the place", () => 
 
 test("a list keeps what is right in it", () => {
   vi.spyOn(console, "warn").mockImplementation(() => undefined);
-  expect(toVMs([vm(), { ...vm(), state: "asleep" }, 5])).toEqual([vm()]);
+  expect(toVMs([vm(), { ...vm(), state: "dreaming" }, 5])).toEqual([vm()]);
   expect(toVMs("no list")).toEqual([]);
   const one = job();
   expect(toJobs([one, {}])).toEqual([one]);

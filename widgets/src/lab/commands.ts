@@ -74,12 +74,13 @@ export function addVerbs(app: JupyterFrontEnd, vms: IVMs): void {
   };
   add(COMMANDS.start, t("Start VM"), "start");
   add(COMMANDS.stop, t("Stop VM"), "stop");
+  add(COMMANDS.hibernate, t("Hibernate VM"), "hibernate");
   add(COMMANDS.restart, t("Restart VM"), "restart");
   add(COMMANDS.remove, t("Delete VM"), "delete");
   addVMCommand(app, vms, {
     id: COMMANDS.forceStop,
     label: t("Force Stop VM"),
-    fits: (vm) => vm.state !== "stopped" && vm.state !== "gone",
+    fits: (vm) => vm.state !== "stopped" && vm.state !== "asleep" && vm.state !== "gone",
     run: (vm) => {
       const asked = t("Stop the VM %1 by force? What is not saved is lost.", vm.name);
       vms.act(vm.name, { verb: "stop", force: true }, asked);

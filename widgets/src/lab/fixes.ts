@@ -22,7 +22,7 @@ export function fixOf(job: Job, vm: VM | undefined, t: Translate): Fix | null {
   switch (job.verb) {
     case "stop":
     case "restart":
-      return vm.state === "stopped"
+      return vm.state === "stopped" || vm.state === "asleep"
         ? { kind: "act", label: t("Start VM"), action: { verb: "start" }, question: "" }
         : { kind: "act", action: { verb: job.verb, force: true }, ...force, label: forcedLabel(job.verb, t) };
     case "delete":

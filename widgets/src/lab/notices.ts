@@ -267,6 +267,8 @@ function underWay(job: Job, t: Translate): string {
   switch (job.verb) {
     case "stop":
       return t("stopping the VM");
+    case "hibernate":
+      return t("saving the VM's memory");
     case "delete":
       return t("deleting the VM");
     case "edit":
@@ -282,6 +284,8 @@ function finished(job: Job, t: Translate): string {
   switch (job.verb) {
     case "stop":
       return t("The VM %1 is stopped.", job.vm);
+    case "hibernate":
+      return t("The VM %1 sleeps; its kernels live on.", job.vm);
     case "delete":
       return t("The VM %1 is deleted.", job.vm);
     case "edit":

@@ -47,6 +47,7 @@ export const COMMANDS = {
   start: "lima-kernels:start",
   stop: "lima-kernels:stop",
   forceStop: "lima-kernels:force-stop",
+  hibernate: "lima-kernels:hibernate",
   restart: "lima-kernels:restart",
   remove: "lima-kernels:delete",
   log: "lima-kernels:show-log",
