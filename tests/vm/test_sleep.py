@@ -117,3 +117,15 @@ def test_a_cell_that_runs_goes_on_when_it_is_forced(start: Start) -> None:
     assert not is_up()
     assert main(["start", INSTANCE]) == 0
     assert notebook.reply()["status"] == "ok"
+
+
+def test_a_vm_that_nobody_uses_falls_asleep_with_its_kernels(start: Start) -> None:
+    notebook = start(idle_timeout=3.0)
+    notebook.run("import time; x = 'kept'; time.sleep(4)")
+    # Not in the middle of a cell.
+    assert is_up()
+    until(lambda: not is_up() and state.is_asleep(INSTANCE), "the idle VM is awake")
+    assert notebook.manager.is_alive()
+    assert notebook.run("print(x)") == "kept"
+    # What the next kernel says holds from then on.
+    start().run("pass")
