@@ -141,6 +141,11 @@ def mount_server_log(instance: str) -> Path:
     return instance_state(instance) / "mount-server.log"
 
 
+def parting_log(instance: str) -> Path:
+    """What the process said that parts with an instance after its server's end."""
+    return instance_state(instance) / "parting.log"
+
+
 def starts_file(instance: str) -> Path:
     """How long starts of an instance took."""
     return instance_state(instance) / _STARTS

@@ -73,6 +73,11 @@ class Runtime:
             self._vms[name] = VM(name, Limactl(), self._tell)
         return self._vms[name]
 
+    @property
+    def vms(self) -> tuple[VM, ...]:
+        """The VMs that were asked for so far."""
+        return tuple(self._vms.values())
+
     def listen(self, listener: Listener) -> None:
         """Call the listener for every step of every start from now on, in the I/O thread."""
         self._listeners.append(listener)
@@ -122,3 +127,9 @@ def runtime() -> Runtime:
             _runtime = Runtime()
             atexit.register(_runtime.close)
         return _runtime
+
+
+def vms() -> tuple[VM, ...]:
+    """Return the VMs that were asked for in this process, without a runtime being made for that."""
+    with _lock:
+        return _runtime.vms if _runtime is not None else ()

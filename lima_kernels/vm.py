@@ -15,6 +15,7 @@ from .errors import ConnectionFailed, InstanceError, LimaKernelsError, PhaseTime
 from .guest import events, kernels, mounts
 from .guest.connection import Connection, Endpoint, wait_for_connection
 from .guest.host_keys import KeyStore
+from .guest.kernels import Conduct
 from .guest.readiness import Facts
 from .hibernation import saving, waking
 from .hibernation.idle import WhenIdle
@@ -60,7 +61,8 @@ class VM:
 
     ``watchers`` has for each kernel whom to call, in the I/O thread, when it has ended; ``on_mount_event`` is told of
     directories that were added to the guest. ``is_abandoned`` is set when
-    this process ends: then a lost connection is no news. ``starting`` is the start that is under way.
+    this process ends: then a lost connection is no news. ``starting`` is the start that is under way, ``started_for``
+    what was wanted of a VM of ours that was started here.
 
     :param listener: told of each phase of a start, in the I/O thread.
     """
@@ -72,6 +74,7 @@ class VM:
         self.on_mount_event: Callable[[events.MountEvent], None] | None = None
         self.is_abandoned = False
         self.starting: Start | None = None
+        self.started_for: Conduct | None = None
         self._cancels = 0
         self._unwanted: set[str] = set()
         self._limactl = limactl
@@ -187,6 +190,7 @@ class VM:
                     ours.append(instance)
             guest = self._keep(stack, await self._reach(stack, instance, wish, boot, iid), instance)
             if boot is not None:
+                self.started_for = None if wish.attach else wish.conduct
                 history.note(self.name, kind, self.progress.elapsed, wish.made_of)
             return guest
 

@@ -29,6 +29,18 @@ class Left(msgspec.Struct, frozen=True):
     held: tuple[Holder, ...] = ()
 
 
+class _Use(msgspec.Struct, frozen=True):
+    by: str
+
+
+async def used_by(forkserver: Forkserver) -> str:
+    """Return who uses the guest, in words, or nothing when nobody does.
+
+    :raises GuestError: when an older forkserver cannot say.
+    """
+    return decoded(await forkserver.ask("use"), _Use).by
+
+
 async def leave(forkserver: Forkserver, mounts: Sequence[str], *, force: bool) -> Left:
     """Let the guest unmount directories of this host; its kernels leave them, and remember where they were.
 

@@ -10,6 +10,7 @@ from jupyter_events.logger import EventLogger
 from jupyter_server.base.handlers import JupyterHandler
 from jupyter_server.extension.application import ExtensionApp
 
+from ..parting import leave_vms
 from . import lookups, machines, stream
 from .base import Nowhere
 
@@ -46,6 +47,7 @@ class LimaKernelsApp(ExtensionApp):
         self.handlers.extend(ROUTES)
 
     async def stop_extension(self) -> None:
-        """End all streams; VMs, and what was begun with them, are this process's."""
+        """End all streams; what was begun with VMs goes on, and those that nobody uses any more are parted with."""
         streams = self.settings[stream.SETTING]
         await asyncio.gather(*(each.end() for each in tuple(streams)))
+        leave_vms()

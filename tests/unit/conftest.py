@@ -178,6 +178,6 @@ def configure(machine: Machine, **config: object) -> None:
 def spec(machine: Machine) -> str:
     """The kernel spec "lima" as `lima-kernels install` writes it."""
     write(make_request("lima", "Linux (Lima)", environment=None, instance=None, attach=False), user=True, prefix=None)
-    # What starts beside all tests is a load for all; test_standby.py has its own.
-    configure(machine, standby_kernels=0)
+    # What starts beside all tests is a load for all, and what outlives them; who tests that says so.
+    configure(machine, standby_kernels=0, on_idle="nothing")
     return "lima"

@@ -91,12 +91,12 @@ def test_the_servers_sync_manager(machine: Machine) -> None:
 TOKEN = "of-this-test"
 
 
-def serve(machine: Machine) -> None:
+def serve(machine: Machine, *more: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     server = ServerApp()
     options = [f"ServerApp.port={port}", f"IdentityProvider.token={TOKEN}", f"ServerApp.root_dir={machine.notebooks}"]
-    server.initialize([f"--{option}" for option in options])
+    server.initialize([f"--{option}" for option in (*options, *more)])
     print(port, flush=True)
     server.start()
 

@@ -42,6 +42,7 @@ LAYERS = (
     "session",
     "runtime",
     "mount_server",
+    "parting",
     "kernelspec",
     "wishes",
     "places",

@@ -594,8 +594,8 @@ def _(here: Here) -> bool:
         here.host("replace", "file", text="other")
         if not here.sees(lambda: here.read("file") == "other"):
             return False
-        # In turns with who reads the new one: where both share their pages in memory, the holder gets them as long as the
-        # attributes are thought fresh, and its own again when they have been asked for. One read could meet either.
+        # In turns with who reads the new one: where both share their pages in memory, the holder gets them as long as
+        # the attributes are thought fresh, and its own again when they have been asked for. One read could meet either.
         return all(here.read("file") == "other" and os.pread(held.fileno(), 5, 0) == b"first" for _ in range(TURNS))
 
 

@@ -23,6 +23,7 @@ It is reached through a unix socket in a 0700 directory and speaks JSON lines:
     {"id": 18, "op": "ready", "mounted": [DIR], "holds": {FILE: TEXT}, "exists": [PATH]}
     {"id": 19, "op": "leave", "mounts": [DIR], "force": false}
     {"id": 20, "op": "return", "mounts": [DIR], "iid": TEXT or "", "now": SECONDS}
+    {"id": 21, "op": "use"}
 
 A python is that of an environment; without one it is the forkserver's own. Every request is answered by a line with
 its id and either "ok" or "error". After the answer to "stream" the connection carries the frames of a resumable stream.
@@ -43,7 +44,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from . import environments, idle, memory, ready, settings, specs
+from . import environments, idle, memory, ready, settings, specs, use
 from .clients import Client, Refused
 from .deaths import of_failed_call
 from .kernels import seconds
@@ -121,6 +122,7 @@ class Server:
             "claim": mounts.claim,
             "leave": self._sleep.leave,
             "return": self._sleep.come_back,
+            "use": self._use,
         }
 
     # The loop
@@ -259,6 +261,9 @@ class Server:
 
     def _usage(self, _client: Client, _request: dict[str, Any]) -> dict[str, Any]:
         return {"ok": memory.usage()}
+
+    def _use(self, _client: Client, _request: dict[str, Any]) -> dict[str, Any]:
+        return {"ok": {"by": use.by_whom(self.registry.is_in_use())}}
 
     def _set(self, _client: Client, request: dict[str, Any]) -> dict[str, Any]:
         wanted = settings.Settings(
