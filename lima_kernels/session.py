@@ -143,9 +143,7 @@ class Session:
         if entry.control is not None:
             self._calls = Calls(entry.control(self.name, self.connection["key"].encode()))
             self._stack.push_async_callback(self._calls.close)
-            # A start need not wait for that.
-            listening = asyncio.ensure_future(self._take_calls())
-            self._stack.push_async_callback(_cancelled, listening)
+            self._listen()
         keeper = asyncio.ensure_future(self._keep())
         self._stack.push_async_callback(_cancelled, keeper)
         self._vm.progress.enter(Phase.READY)
@@ -154,12 +152,15 @@ class Session:
         claim = Claim({"kernel": self.name}, self._ownership.token, self._guest.forkserver.socket)
         return await self._forwards.connect(self._guest.connection, claim)
 
-    async def _take_calls(self) -> None:
-        """Let the kernel ask us for something, over the connection that there is now."""
-        if self._calls is None:
-            return
+    def _listen(self) -> None:
+        """Let the kernel ask us for something, over the connection that there is now; nobody need wait for that."""
+        if self._calls is not None:
+            listening = asyncio.ensure_future(self._take_calls(self._calls))
+            self._stack.push_async_callback(_cancelled, listening)
+
+    async def _take_calls(self, calls: Calls) -> None:
         try:
-            await self._calls.listen(self._guest.connection, self._layout.control(self.name))
+            await calls.listen(self._guest.connection, self._layout.control(self.name))
         except LimaKernelsError as error:
             # A kernel that can ask for nothing is a kernel.
             logger.warning("The kernel in the VM %r cannot ask for anything. %s", self._vm.name, error)
@@ -215,7 +216,7 @@ class Session:
             # Remembered, for this connection may be lost as well before it has been said.
             self._has_lost = self._has_lost or held.lost
             self._has_lost = not await self._connect() or self._has_lost
-            await self._take_calls()
+            self._listen()
             if self._has_lost:
                 logger.warning("The kernel in the VM %r is reached again. %s", self._vm.name, LOST_OUTPUT)
                 await forkserver.note(self.name, LOST_OUTPUT)

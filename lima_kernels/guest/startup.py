@@ -16,6 +16,7 @@ from .. import paths
 from ..errors import ConnectionFailed, GuestError
 from .connection import Connection
 from .events import GuestEvent
+from .forkserver.kernels import CONTROL
 from .forkserver.kit import KIT
 from .kernels import Forkserver
 from .readiness import Facts
@@ -139,7 +140,7 @@ class Layout:
 
     def control(self, kernel: str) -> str:
         """Return the socket on which a kernel asks its host."""
-        return f"{self.directory(kernel)}/control"
+        return f"{self.directory(kernel)}/{CONTROL}"
 
     def channels(self, kernel: str) -> str:
         """Return the prefix of a kernel's five sockets.

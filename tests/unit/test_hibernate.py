@@ -35,7 +35,7 @@ SUDO = """#!/bin/sh
 case $4 in
   *umount*) [ ! -e {held} ] || exit 3; echo leave >>{log} ;;
   *find*) cat {held} ;;
-  *) echo "return $6 $7" >>{log} ;;
+  *) read -r iid && read -r now || exit 0; echo "return $iid $now" >>{log} ;;
 esac
 """
 
@@ -348,7 +348,7 @@ async def test_who_gives_up_when_all_is_saved_has_to_wait(sleeper: Sleeper, monk
 
 
 def test_a_vm_whose_kernels_do_nothing_falls_asleep(guest_power: Power, sleeper: Sleeper) -> None:  # noqa: F811
-    with started(sleeper.machine, idle_timeout=1.0) as notebook:
+    with started(sleeper.machine, idle_timeout=1.0, on_idle="hibernate") as notebook:
         notebook.run("x = 'kept'")
         until(lambda: (record := state.read(NAME)) is not None and record.stage is state.Stage.ASLEEP)
         assert notebook.run("print(x)") == "kept"

@@ -270,7 +270,7 @@ def test_a_kernel_specs_idle_timeout_reaches_the_guest(machine: Machine, guest_p
 
 
 def begin_and_wait(machine: Machine, idle_timeout: str) -> None:
-    with started(machine, idle_timeout=float(idle_timeout)) as notebook:
+    with started(machine, idle_timeout=float(idle_timeout), on_idle="hibernate") as notebook:
         print(notebook.run("import os; print(os.getpid())"), flush=True)
         sys.stdin.readline()
 

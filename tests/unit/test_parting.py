@@ -115,9 +115,8 @@ class Begun:
         monkeypatch.setattr(parting, "_begin", lambda *wanted: self.seen.append(wanted))
 
 
-def test_only_what_was_started_here_is_parted_with(
-    machine: Machine, spec: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("guest", "spec")
+def test_only_what_was_started_here_is_parted_with(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = Begun(monkeypatch)
     configure(machine, on_idle="hibernate")
     with child(hold_kernel, machine) as other:
@@ -127,11 +126,15 @@ def test_only_what_was_started_here_is_parted_with(
     assert begun.seen == []
 
 
+@pytest.mark.usefixtures("guest", "spec")
 @pytest.mark.parametrize(
     ("on_idle", "seen"), [("hibernate", [(NAME, "hibernate")]), ("stop", [(NAME, "stop")]), ("nothing", [])]
 )
 def test_what_was_started_here_is_parted_with_as_its_kernel_spec_says(
-    machine: Machine, spec: str, on_idle: str, seen: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+    machine: Machine,
+    on_idle: str,
+    seen: list[tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     begun = Begun(monkeypatch)
     configure(machine, on_idle=on_idle)
@@ -154,7 +157,10 @@ def serve_and_part(machine: Machine) -> None:
     serve(machine, "ServerApp.jpserver_extensions=lima_kernels=True")
 
 
-def test_a_server_that_ends_parts_with_what_it_started(machine: Machine, spec: str) -> None:
+@pytest.mark.usefixtures("guest", "spec")
+def test_a_server_that_ends_parts_with_what_it_started(
+    machine: Machine,
+) -> None:
     configure(machine, on_idle="hibernate")
     file = machine.root / "parted"
     with child(serve_and_part, machine) as server:

@@ -77,6 +77,8 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
 def vm(directories: Path) -> Iterator[str]:
     """The name of the run's instance; it is made by whichever test needs it first."""
     spec = make_request("lima", "Linux (Lima)", environment=None, instance=INSTANCE, attach=False)
+    # No server of this run puts it to sleep for the next test.
+    spec.config["on_idle"] = "nothing"
     write(spec, user=True, prefix=None)
     yield INSTANCE
     if runtime._runtime is not None:

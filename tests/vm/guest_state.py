@@ -57,7 +57,9 @@ def main() -> None:
                 "name": socket.gethostname(),
                 "knows its name": socket.gethostbyname(socket.gethostname()).startswith("127."),
                 "mounts": mounts(),
-                "fstab": sorted(line.split()[1] for line in text("/etc/fstab").splitlines() if " 9p " in line),
+                "fstab": sorted(
+                    line.split()[1] for line in text("/etc/fstab").splitlines() if line.split()[2:3] == ["9p"]
+                ),
                 "environment": ours and ours[0],
                 "time zone": os.path.realpath("/etc/localtime"),
                 "trusted": text("/etc/ssl/certs/ca-certificates.crt").count(sys.argv[2]),
@@ -65,6 +67,8 @@ def main() -> None:
                 "routes": sorted(
                     [route["dst"], route["dev"], route.get("metric", 0)]
                     for route in json.loads(said("ip", "-json", "-4", "route"))
+                    # Those to single hosts of the network itself say nothing more.
+                    if route["dst"] == "default" or "/" in route["dst"]
                 ),
                 "name servers": sorted(set(re.findall(r"\d+\.\d+\.\d+\.\d+", said("resolvectl", "dns", "eth0")))),
                 "file": [text("/etc/of-the-test"), mode(Path("/etc/of-the-test"))],

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from lima_kernels import paths
 from lima_kernels.cli.main import main
@@ -15,6 +19,7 @@ from lima_kernels.lima.limactl import Limactl
 
 from .conftest import INSTANCE, Figures, Start, guest_shell, run, until
 
+EXAMPLE = Path(__file__).parents[2] / "notebooks" / "05-hibernate.ipynb"
 # Seconds between the guest's clock and the host's.
 APART = 1.0
 LIVING = """
@@ -119,8 +124,21 @@ def test_a_cell_that_runs_goes_on_when_it_is_forced(start: Start) -> None:
     assert notebook.reply()["status"] == "ok"
 
 
+def test_the_notebook_of_the_sleep(start: Start, notebooks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start().manager.shutdown_kernel(now=True)
+    monkeypatch.setenv("LIMA_INSTANCE", INSTANCE)
+    example = nbformat.read(EXAMPLE, as_version=4)
+    parameters = next(cell for cell in example.cells if "parameters" in cell.metadata.get("tags", ()))
+    parameters.source = 'kernel_name = "lima"'
+    NotebookClient(example, timeout=600, resources={"metadata": {"path": str(notebooks)}}).execute()
+    said = [str(cell.get("outputs", "")) for cell in example.cells]
+    statuses = [text for cell, text in zip(example.cells, said, strict=True) if cell.source == "%lima status"]
+    assert ["Asleep" in statuses[0], "Running" in statuses[1]] == [True, True]
+    assert "499999500000 True" in "".join(said)
+
+
 def test_a_vm_that_nobody_uses_falls_asleep_with_its_kernels(start: Start) -> None:
-    notebook = start(idle_timeout=3.0)
+    notebook = start(idle_timeout=3.0, on_idle="hibernate")
     notebook.run("import time; x = 'kept'; time.sleep(4)")
     # Not in the middle of a cell.
     assert is_up()
@@ -129,3 +147,22 @@ def test_a_vm_that_nobody_uses_falls_asleep_with_its_kernels(start: Start) -> No
     assert notebook.run("print(x)") == "kept"
     # What the next kernel says holds from then on.
     start().run("pass")
+
+
+def parted() -> int:
+    """Do as the process does that a Jupyter server leaves behind: it waits for its end, which is here at once."""
+    program = f"from lima_kernels import parting; parting.GRACE = 0; exit(parting.main({INSTANCE!r}, 'hibernate'))"
+    argv = [sys.executable, "-c", program]
+    return subprocess.run(argv, check=False, stdin=subprocess.DEVNULL, timeout=120).returncode
+
+
+def test_a_vm_whose_server_has_ended_falls_asleep_when_nobody_uses_it(start: Start) -> None:
+    notebook = start()
+    notebook.run("import socket; listener = socket.create_server(('127.0.0.1', 0))")
+    assert parted() == 0
+    assert is_up()
+    notebook.manager.shutdown_kernel(now=True)
+    # What computes is seen for a while after it has ended.
+    until(lambda: parted() == 0 and not is_up(), "an unused VM is awake")
+    assert state.is_asleep(INSTANCE)
+    assert start().run("print('awake')") == "awake"

@@ -23,6 +23,8 @@ OUTPUT_LOG = "output.log"
 # A kernel's socket for notes; a name no longer than those of its channels.
 NOTES = "n"
 CHANNELS = 5
+# Where a kernel asks its host.
+CONTROL = "control"
 # The last lines of a kernel's raw output say why it died; what a cell prints does not go there.
 _LOG_TAIL = 50
 _LOG_BYTES = 8192

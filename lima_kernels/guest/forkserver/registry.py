@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import shutil
@@ -11,7 +12,7 @@ from typing import Any
 
 from . import environments, specs
 from .clients import Client, Refused
-from .kernels import Kernel, seconds
+from .kernels import CONTROL, Kernel, seconds
 from .mounts import Mounts
 from .starts import Starts
 from .streams import Stream, Streams
@@ -133,6 +134,9 @@ class Registry:
             kernel.keep = seconds(request["keep"])
         kernel.holder = client
         kernel.save()
+        with contextlib.suppress(OSError):
+            # An earlier connection's socket would be in the way of the new one's.
+            os.unlink(os.path.join(kernel.directory, CONTROL))
         return {"ok": {"connection": kernel.connection(), "lost": lost}}
 
     def release(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:

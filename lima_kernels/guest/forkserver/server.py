@@ -309,6 +309,7 @@ class Server:
         self._selector.close()
         self.registry.abandon()
         self._mounts.abandon()
+        self._sleep.abandon()
         for client in self._clients:
             client.wire.abandon()
         self._streams.abandon()

@@ -39,16 +39,22 @@ done
 sync
 echo 3 >/proc/sys/vm/drop_caches
 """
-# $1: Lima's name of this start; $2: the time, in seconds since the epoch; each may be empty. Then the directories.
+# Its input is Lima's name of this start and the time in seconds since the epoch, a line each that may be empty; it ends
+# when they do not come. Its arguments are the directories.
 _RETURN = r"""
-failed= iid=$1 now=$2; shift 2
+read -r iid && read -r now || exit 0
+failed=
 [ -z "$now" ] || date -s "@$now" >/dev/null
 if [ -n "$iid" ]; then for file in ssh-ready boot-done; do echo "$iid" >"/run/lima-$file"; done; fi
 # Another who needs it may mount it in the same moment.
-for point; do mountpoint -q -- "$point" || mount -- "$point" || mountpoint -q -- "$point" || failed=1; done
+for point; do mount -- "$point" || mountpoint -q -- "$point" || failed=1; done
+# Nobody waits for that.
 cdrom=/dev/disk/by-label/cidata
-if [ ! -e "$cdrom" ] || mountpoint -q /mnt/lima-cidata; then :; else
-  mount -t iso9660 -o ro,mode=0700,dmode=0700,overriderockperm,exec,uid=0 "$cdrom" /mnt/lima-cidata
+if [ -e "$cdrom" ]; then
+  {
+    mountpoint -q /mnt/lima-cidata ||
+      mount -t iso9660 -o ro,mode=0700,dmode=0700,overriderockperm,exec,uid=0 "$cdrom" /mnt/lima-cidata
+  } &
 fi
 [ -z "$failed" ] || exit 3
 """
@@ -86,6 +92,8 @@ class Sleep:
         self._points: list[str] = []
         self._deadline = 0.0
         self._process: subprocess.Popen[bytes] | None = None
+        # What is begun before we sleep, for it takes longer than what it then does: it waits for what it is to do.
+        self._returner: subprocess.Popen[bytes] | None = None
         self._asked: tuple[Client, object] | None = None
         # Who wanted us to leave, while it is there; and who wants us back while something is under way.
         self._leaver: Client | None = None
@@ -118,7 +126,11 @@ class Sleep:
         self._tell_kernels("\0".join(self._points))
         self._asked = (client, request["id"])
         self._leaver = client
-        self._run(State.LEAVING, _LEAVE, str(_TRIES), *self._points)
+        try:
+            self._leave()
+        except OSError:
+            self._awake()
+            raise
         return None
 
     def come_back(self, client: Client, request: dict[str, Any]) -> dict[str, Any] | None:
@@ -133,20 +145,24 @@ class Sleep:
 
     # What is under way
 
-    def _run(self, state: State, script: str, *arguments: str) -> None:
-        argv = ["sudo", "-n", "sh", "-c", script, "sh", *arguments]
-        try:
-            self._process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/"
-            )
-        except OSError:
-            if state is State.LEAVING:
-                self._awake()
-            raise
-        self._state = state
+    def _leave(self) -> None:
+        self._process = _as_root(_LEAVE, str(_TRIES), *self._points)
+        self._state = State.LEAVING
+        with contextlib.suppress(OSError):
+            self._returner = _as_root(_RETURN, *reversed(self._points), stdin=subprocess.PIPE)
 
     def _return(self, iid: str, now: str) -> None:
-        self._run(State.RETURNING, _RETURN, iid, now, *reversed(self._points))
+        returner, self._returner = self._returner, None
+        if returner is None or returner.poll() is not None or self._state is not State.AWAY:
+            if returner is not None:
+                returner.communicate()
+            missing = [point for point in reversed(self._points) if not os.path.ismount(point)]
+            returner = _as_root(_RETURN, *missing, stdin=subprocess.PIPE)
+        self._process = returner
+        self._state = State.RETURNING
+        assert returner.stdin is not None
+        with contextlib.suppress(BrokenPipeError), returner.stdin as pipe:
+            pipe.write(f"{iid}\n{now}\n".encode())
 
     def _is_away(self) -> None:
         self._state = State.AWAY
@@ -163,8 +179,14 @@ class Sleep:
 
     def pids(self) -> Iterator[int]:
         """Yield the processes whose end is waited for."""
-        if self._process is not None:
-            yield self._process.pid
+        for process in (self._process, self._returner):
+            if process is not None:
+                yield process.pid
+
+    def abandon(self) -> None:
+        """Let go, in a child, of what is the parent's."""
+        if self._returner is not None and self._returner.stdin is not None:
+            self._returner.stdin.close()
 
     def deadlines(self) -> Iterator[float]:
         """Yield when nobody comes any more, in monotonic seconds."""
@@ -264,6 +286,11 @@ class Sleep:
             if kernel.pid == pid or pid in session_members(kernel.pid):
                 return name
         return ""
+
+
+def _as_root(script: str, *arguments: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+    argv = ["sudo", "-n", "sh", "-c", script, "sh", *arguments]
+    return subprocess.Popen(argv, stdin=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/")
 
 
 def _innermost_first(points: Iterable[object]) -> list[str]:
