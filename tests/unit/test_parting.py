@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 from lima_kernels import parting
 from lima_kernels.guest import sleeping
+from lima_kernels.guest.forkserver import use as use_of_guest
 from lima_kernels.hibernation import state
 from lima_kernels.lima.limactl import Limactl
 from lima_kernels.lima.models import Status
@@ -60,6 +63,15 @@ def test_a_terminal_uses_it(place: Place) -> None:  # noqa: F811
 def test_what_listens_uses_it(place: Place, tmp_path: Path) -> None:  # noqa: F811
     (tmp_path / "tcp").write_text(TABLE.format(state="0A"))
     assert use(place, f"server.use._TABLES = ({str(tmp_path / 'tcp')!r},)") == "what listens at port 8080"
+
+
+def test_what_a_standby_listens_at_is_nobodys_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert port in use_of_guest._ports(())
+        assert port not in use_of_guest._ports(set(use_of_guest._sockets(os.getpid())))
+        # Another's sockets cannot be looked at, and nobody has that number.
+        assert set(use_of_guest._sockets(1 << 30)) == set()
 
 
 def test_what_computes_uses_it(place: Place) -> None:  # noqa: F811

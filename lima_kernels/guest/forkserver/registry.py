@@ -7,7 +7,7 @@ import os
 import selectors
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from . import environments, specs
@@ -25,6 +25,7 @@ class Registry:
     :param directory: has a directory for each kernel.
     :param tell: sends an event to every client.
     :param environments_directory: has one for each environment.
+    :param others: the processes whose end somebody else waits for.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Registry:
         mounts: Mounts,
         *,
         environments_directory: str,
+        others: Callable[[], Iterable[int]],
     ) -> None:
         self.failure = ""
         self.kernels: dict[str, Kernel] = {}
@@ -45,8 +47,7 @@ class Registry:
         self._streams = streams
         self._tell = tell
         self._mounts = mounts
-        # Of others who wait for the end of processes.
-        self.more_pids: Callable[[], Iterator[int]] = lambda: iter(())
+        self._others = others
         self.starts = Starts(
             directory, selector, kernels=self.kernels, remove=self.remove, others=self._pids, reap=self.reap
         )
@@ -209,7 +210,7 @@ class Registry:
     def _pids(self) -> set[int]:
         """Return the processes whose end we wait for."""
         kernels = (kernel.pid for kernel in self.kernels.values() if kernel.code is None)
-        return {*kernels, *self._mounts.pids(), *self.more_pids()}
+        return {*kernels, *self._others()}
 
     def _tell_exit(self, kernel: Kernel) -> None:
         event = {"event": "exit", "kernel": kernel.name, "code": kernel.code, "log": kernel.log_tail()}

@@ -93,9 +93,9 @@ class Server:
             self._tell,
             self._mounts,
             environments_directory=environments_directory,
+            others=lambda: (*self._mounts.pids(), *self._sleep.pids()),
         )
         self._sleep = Sleep(root, self.registry.kernels, self._was_awake)
-        self.registry.more_pids = self._sleep.pids
         self._mounts.know(self.registry.kernels)
         self.registry.starts.standbys.want(self._settings.standby_kernels)
 
@@ -170,8 +170,8 @@ class Server:
         hibernates = self._settings.on_idle == settings.HIBERNATE
         is_used = self.registry.works() if hibernates else self.registry.is_in_use()
         self._idle.look(is_used or self._settings.on_idle == settings.NOTHING)
-        if is_used:
-            self._wants_sleep = False
+        if is_used and self._wants_sleep:
+            self._was_awake()
 
     def _ran_out(self) -> None:
         """Let the host put us to sleep, or stop when nobody does that and there is no kernel."""
@@ -263,7 +263,7 @@ class Server:
         return {"ok": memory.usage()}
 
     def _use(self, _client: Client, _request: dict[str, Any]) -> dict[str, Any]:
-        return {"ok": {"by": use.by_whom(self.registry.is_in_use())}}
+        return {"ok": {"by": use.by_whom(self.registry.is_in_use(), self.registry.starts.standbys.pids())}}
 
     def _set(self, _client: Client, request: dict[str, Any]) -> dict[str, Any]:
         wanted = settings.Settings(

@@ -123,7 +123,7 @@ class Sleep:
         self._points = _innermost_first(request["mounts"])
         with contextlib.suppress(OSError):
             write_private(self._file, {"boot": boot_id(), "points": self._points})
-        self._tell_kernels("\0".join(self._points))
+        self._send_away()
         self._asked = (client, request["id"])
         self._leaver = client
         try:
@@ -171,7 +171,7 @@ class Sleep:
     def _awake(self) -> None:
         self._state = State.AWAKE
         self._leaver = None
-        self._tell_kernels(None)
+        self._call_back()
         self._on_return()
         self._points = []
         with contextlib.suppress(OSError):
@@ -246,22 +246,27 @@ class Sleep:
 
     # Kernels, and other processes
 
-    def _tell_kernels(self, points: str | None) -> None:
-        """Let kernels leave directories, or come back."""
-        for kernel in self._kernels.values():
-            file = os.path.join(kernel.directory, FILE)
-            # A program that is no kernel of ours would be ended by the signal.
-            if kernel.code is not None or not os.path.exists(os.path.join(kernel.directory, NOTES)):
-                continue
+    def _send_away(self) -> None:
+        """Let kernels leave the directories."""
+        for kernel in self._told():
+            if is_below(directory_of(kernel.pid), self._points):
+                with contextlib.suppress(OSError):
+                    with open(_order(kernel), "w", encoding="utf-8", errors="surrogateescape") as out:
+                        out.write("\0".join(self._points))
+                    os.kill(kernel.pid, SIGNAL)
+
+    def _call_back(self) -> None:
+        """Let those that left come back."""
+        for kernel in self._told():
             with contextlib.suppress(OSError):
-                if points is None:
-                    os.unlink(file)
-                elif is_below(directory_of(kernel.pid), self._points):
-                    with open(file, "w", encoding="utf-8", errors="surrogateescape") as out:
-                        out.write(points)
-                else:
-                    continue
+                os.unlink(_order(kernel))
                 os.kill(kernel.pid, SIGNAL)
+
+    def _told(self) -> Iterator[Kernel]:
+        """Yield the kernels that can be told: a program that is no kernel of ours would be ended by the signal."""
+        for kernel in self._kernels.values():
+            if kernel.code is None and os.path.exists(os.path.join(kernel.directory, NOTES)):
+                yield kernel
 
     def _holders(self) -> Iterator[dict[str, Any]]:
         """Yield what processes hold of the directories."""
@@ -291,6 +296,10 @@ class Sleep:
 def _as_root(script: str, *arguments: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
     argv = ["sudo", "-n", "sh", "-c", script, "sh", *arguments]
     return subprocess.Popen(argv, stdin=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/")
+
+
+def _order(kernel: Kernel) -> str:
+    return os.path.join(kernel.directory, FILE)
 
 
 def _innermost_first(points: Iterable[object]) -> list[str]:
