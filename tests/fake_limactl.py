@@ -22,6 +22,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 from fake_lima_base import (
@@ -113,13 +114,23 @@ def start(name: str) -> None:
     log(f"READY. Run `limactl shell {name}` to open the shell.")
 
 
+def torn(value: Any) -> Any:
+    """Return what the real one's formatter makes of strings in single quotes that have several lines."""
+    if isinstance(value, dict):
+        return {key: torn(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [torn(each) for each in value]
+    return value.replace("\n", " #magic___^_^___line ") if isinstance(value, str) else value
+
+
 def edit(name: str, options: list[str]) -> None:
     directory = existing(name)
     if describe(directory)["status"] == "Running":
         fail("cannot edit a running instance")
     (expression,) = (option.removeprefix("--set=") for option in options if option.startswith("--set="))
-    before = yaml.safe_load((directory / "lima.yaml").read_text())
-    after = dict(before)
+    text = (directory / "lima.yaml").read_text()
+    before = yaml.safe_load(text)
+    after = torn(before) if re.search(r": '[^'\n]*\n", text) else dict(before)
     for assignment in expression.split(" | "):
         key, value = re.fullmatch(r"\.(\w+) = (.*)", assignment).groups()
         after[key] = json.loads(value)

@@ -14,7 +14,7 @@ import msgspec
 
 from .. import paths
 from ..errors import ConfigurationError, HostError, InstanceError, LimactlError, NotFound, nearest
-from . import accelerator, process
+from . import accelerator, process, template
 from .models import Instance, LimaInfo, decode_info, decode_instances, decode_log_line
 from .template import Hardware, with_disk_of
 
@@ -280,6 +280,10 @@ class Limactl:
         with tempfile.TemporaryDirectory() as work:
             try:
                 await self.run("edit", f"--set={hardware.expression}", instance.name, cwd=Path(work))
+                text = before.decode()
+                if not template.kept(text, file.read_text(encoding="utf-8"), hardware):
+                    paths.replace_privately(file, template.editable(text).encode())
+                    await self.run("edit", f"--set={hardware.expression}", instance.name, cwd=Path(work))
             except BaseException:
                 if file.read_bytes() != before:
                     paths.replace_privately(file, before)

@@ -18,6 +18,8 @@ from .models import Instance
 EPHEMERAL_PORTS = (32768, 65535)
 # The size of a disk that a lima.yaml does not say.
 _DISK = "100GiB"
+# Of a line, beyond any that there is.
+_WIDTH = 1 << 30
 
 
 class Source(enum.Enum):
@@ -161,8 +163,29 @@ def with_disk_of(config: str, disk: int) -> str:
     return _dumped({**document, "disk": sizes.written(disk)})
 
 
+def kept(before: str, after: str, hardware: Hardware) -> bool:
+    """Tell whether an edit of a lima.yaml changed nothing but the hardware."""
+    return bool({**yaml.safe_load(before), **hardware.said} == {**yaml.safe_load(after), **hardware.said})
+
+
+def editable(config: str) -> str:
+    """Return the same lima.yaml in the form that limactl's edits keep."""
+    return _dumped(yaml.safe_load(config))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what limactl can edit: it tears strings of several lines apart that are not in double quotes."""
+
+
+def _represented(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _represented)
+
+
 def _dumped(document: dict[str, Any]) -> str:
-    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1000)
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=_WIDTH)
 
 
 def unsupported_mount_types(base: str) -> tuple[str, ...]:

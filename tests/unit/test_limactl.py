@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 
 import pytest
+import yaml
 
 from lima_kernels.errors import ConfigurationError, InstanceError, LimactlError
 from lima_kernels.lima import boot, storage
 from lima_kernels.lima.limactl import Limactl, check_name, parse_version
 from lima_kernels.lima.models import LogLine, Status, decode_log_line
-from lima_kernels.lima.template import Hardware, with_hardware
+from lima_kernels.lima.template import Config, Hardware, render, with_hardware
 
 from .conftest import Machine
 
@@ -110,6 +112,27 @@ async def test_an_edit_says_it_as_lima_reads_it(machine: Machine, limactl: Limac
     assert machine.calls("edit") == [["edit", '--set=.cpus = 3 | .memory = "1536MiB" | .disk = "120GiB"', "one"]]
     found = await limactl.get("one")
     assert Hardware(found.cpus, found.memory, found.disk) == hardware
+
+
+async def test_an_edit_tears_no_script_apart(machine: Machine, limactl: Limactl) -> None:
+    """limactl's formatter does so with strings in single quotes; instances that we once made have such."""
+    scripts = "provision:\n- mode: system\n  script: '#!/bin/sh\n\n    true'\n"
+    await limactl.create("one", CONFIG + scripts)
+    await limactl.edit(await limactl.get("one"), Hardware(cpus=3))
+    file = machine.lima_home / "one" / "lima.yaml"
+    assert yaml.safe_load(file.read_text()) == {**yaml.safe_load(CONFIG + scripts), "cpus": 3}
+    # Once it is in a form that is kept, one edit is enough.
+    calls = len(machine.calls("edit"))
+    await limactl.edit(await limactl.get("one"), Hardware(cpus=4))
+    assert len(machine.calls("edit")) == calls + 1
+    assert yaml.safe_load(file.read_text())["provision"] == yaml.safe_load(scripts)["provision"]
+
+
+def test_what_we_write_is_kept_by_an_edit() -> None:
+    script = "#!/bin/sh\n\n# one\ntrue 'a' \"b\"\n" + "word " * 1000 + "\n"
+    text = render(Config([], [], [{"mode": "system", "script": script}], [], ca_certificates=["a\nb\n"]))
+    assert f"script: {json.dumps(script)}" in text
+    assert yaml.safe_load(text)["caCerts"]["certs"] == ["a\nb\n"]
 
 
 async def test_a_refused_edit_leaves_no_file_where_we_work(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,7 @@ def two_boots(image: dict[str, Any], shown: Path, certificate: str) -> Boots:
         run(ready(NAME))
         first = state(certificate)
         run(limactl.stop(NAME))
-        argv = ["limactl", "--tty=false", "edit", NAME, "--set", '.disk = "7GiB"']
-        subprocess.run(argv, check=True, capture_output=True, timeout=60)
+        run(limactl.edit(run(limactl.get(NAME)), template.Hardware(disk=7 << 30)))
         run(ready(NAME))
         return [first, state(certificate)]
     finally:
@@ -116,7 +116,8 @@ def asked_for(boots: Boots, shown: Path) -> Boots:
         if isinstance(value, list):
             return [named(each) for each in value]
         if isinstance(value, str):
-            return value.replace(str(shown), "SHOWN").replace(user, "USER") if not value.startswith("ssh-") else "KEY"
+            value = re.sub(rf"(?<![\w-]){re.escape(user)}(?![\w-])", "USER", value.replace(str(shown), "SHOWN"))
+            return "KEY" if value.startswith("ssh-") else value
         return "UID" if value == os.getuid() and not isinstance(value, bool) else value
 
     made: Boots = named(boots)
