@@ -114,7 +114,7 @@ def test_install_writes_what_the_guest_says_of_its_kernel(machine: Machine, caps
         "metadata": {
             "kernel_provisioner": {
                 "provisioner_name": "lima-provisioner",
-                "config": {"instance": "lima-kernels", "standby_kernels": 0, "kernel": "echo"},
+                "config": {"instance": "lima-kernels", "standby_kernels": 0, "on_idle": "nothing", "kernel": "echo"},
             }
         },
     }

@@ -402,7 +402,7 @@ async def test_a_vm_without_its_host_agent_is_used_with_one_warning(
         await vm.disconnect()
     await vm.reconnect(wish(machine))
     await vm.disconnect()
-    (warning,) = [record.getMessage() for record in caplog.records if record.name == "lima_kernels.vm"]
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "lima_kernels.starting"]
     assert warning == (
         "The VM 'lima-kernels' runs, but Lima's host agent for it does not answer (qemu driver is running but host "
         "agent is not). Kernels work; Lima's own port forwards and reverse-sshfs mounts do not. To mend it, which "
