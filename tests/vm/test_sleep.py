@@ -168,7 +168,7 @@ def test_a_vm_whose_server_has_ended_falls_asleep_when_nobody_uses_it(start: Sta
     notebook.manager.shutdown_kernel(now=True)
     guest_shell("setsid -f python3 -m http.server 8099 >/dev/null 2>&1")
     assert "it is used by what listens at port 8099" in parted()
-    guest_shell("pkill -f 'http.server 8099'")
+    guest_shell("pkill -f '[h]ttp.server 8099'")
     assert parted() == ""
     assert state.is_asleep(INSTANCE)
     assert not is_up()
