@@ -16,6 +16,8 @@ T = TypeVar("T")
 # A guest is hostile input: no more of a line than this is read.
 LINE_LIMIT = 1 << 20
 REQUEST_TIMEOUT = 30.0
+# Longer than a guest waits for whoever woke it (forkserver.sleep.PATIENCE).
+READY_TIMEOUT = 90.0
 # Before its first answer it imports what kernels need, maybe beside all else that a guest does while it boots.
 FIRST_TIMEOUT = 120.0
 # Operations whose name does not say what was attempted.
@@ -316,8 +318,8 @@ class Forkserver:
         return decoded(await self.ask("list"), dict[str, KernelState])
 
     async def ready(self, question: Mapping[str, Any]) -> Identity:
-        """Return whether the guest has what :func:`.readiness.question` names."""
-        return decoded(await self.ask("ready", **question), Identity)
+        """Return whether the guest has what :func:`.readiness.question` names; one that just wakes has it first."""
+        return decoded(await self.ask("ready", timeout=READY_TIMEOUT, **question), Identity)
 
     async def usage(self) -> MemoryUse:
         """Return how much memory the guest has in use."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
 import time
@@ -132,6 +133,20 @@ def test_a_guest_whose_kernels_do_nothing_may_be_put_to_sleep(place: Place, powe
     # Without a kernel there is nothing that could be lost.
     talk.ask("remove", kernel="a")
     until(lambda: power.asked() == [POWER_OFF])
+
+
+def test_whether_all_is_there_is_told_when_it_is_back(place: Place, power: Power) -> None:  # noqa: F811
+    """Of two who wake a guest, one has its directories mounted again, and the other waits for that."""
+    waker = place.serve(NOBODY)
+    assert waker.ask("leave", mounts=[], force=False)["ok"]["is_away"]
+    other = place.talk()
+    number = other.send("ready", mounted=[], holds={}, exists=["/proc"])
+    broken = other.send("ready")
+    assert not select.select([other.sock], [], [], 0.3)[0]
+    assert waker.ask("return", mounts=[], iid="", now=0.0) == {"id": 2, "ok": {}}
+    answers = {line["id"]: line for line in (other.line(), other.line())}
+    assert answers[number]["ok"]["is_ready"]
+    assert "error" in answers[broken]
 
 
 def test_a_guest_that_is_to_do_nothing_does_nothing(place: Place, power: Power) -> None:  # noqa: F811

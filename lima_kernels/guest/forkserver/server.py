@@ -76,6 +76,8 @@ class Server:
         self._streams = Streams(self._selector)
         self._powered_off = False
         self._wants_sleep = False
+        # Who asks, while we sleep or are about to, whether all is there.
+        self._asking: list[tuple[Client, dict[str, Any]]] = []
         self._settings = settings.load(root)
         # A guest that was booted by hand does not end because of an earlier boot.
         self._idle = idle.IdleTimer(self._settings.idle_timeout)
@@ -95,7 +97,7 @@ class Server:
             environments_directory=environments_directory,
             others=lambda: (*self._mounts.pids(), *self._sleep.pids()),
         )
-        self._sleep = Sleep(root, self.registry.kernels, self._was_awake)
+        self._sleep = Sleep(root, self.registry.kernels, self._returned)
         self._mounts.know(self.registry.kernels)
         self.registry.starts.standbys.want(self._settings.standby_kernels)
 
@@ -112,7 +114,7 @@ class Server:
             "note": registry.note,
             "specs": self._specs,
             "environment": self._environment,
-            "ready": ready.answer,
+            "ready": self._ready,
             "usage": self._usage,
             "settings": self._set,
             "stream": self._stream,
@@ -190,6 +192,14 @@ class Server:
         self._wants_sleep = False
         self._idle.begin_anew()
 
+    def _returned(self) -> None:
+        """Answer who asked meanwhile: what somebody else was just mounting again is there now, or never."""
+        self._was_awake()
+        asking, self._asking = self._asking, []
+        for client, request in asking:
+            if client in self._clients:
+                self._answer(client, json.dumps(request).encode())
+
     # Clients
 
     def _accept(self, _mask: int) -> None:
@@ -251,6 +261,12 @@ class Server:
         if self._powered_off:
             raise Refused("the guest is shutting down")
         self.registry.spawn(client, request)
+
+    def _ready(self, client: Client, request: dict[str, Any]) -> dict[str, Any] | None:
+        if self._sleep.is_awake:
+            return ready.answer(client, request)
+        self._asking.append((client, request))
+        return None
 
     def _specs(self, _client: Client, request: dict[str, Any]) -> dict[str, Any]:
         python = request.get("python")

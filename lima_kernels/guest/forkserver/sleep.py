@@ -103,6 +103,11 @@ class Sleep:
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             self._take_over()
 
+    @property
+    def is_awake(self) -> bool:
+        """Whether directories of the host are where they belong."""
+        return self._state is State.AWAKE
+
     def _take_over(self) -> None:
         """Know what an earlier forkserver let go of in this boot."""
         with open(self._file, encoding="utf-8") as file:
