@@ -24,8 +24,10 @@ from .vm import VM
 logger = logging.getLogger(__name__)
 
 PROGRAM = (sys.executable, "-P", "-m", f"{__package__}.parting")
-# Seconds that an unused VM is kept for the next server: one that ends is often started anew.
+# Seconds between looks, and before the first: a server that ends is often started anew.
 GRACE = 60.0
+# How often it is looked: what computes may come to its end.
+LOOKS = 10
 # Those that wait for our end.
 _waiting: list[subprocess.Popen[bytes]] = []
 
@@ -52,20 +54,19 @@ def _begin(name: str, on_idle: str) -> subprocess.Popen[bytes]:
         os.close(log)
 
 
-async def part(vm: VM, on_idle: OnIdle) -> None:
-    """Put a VM to sleep, or stop it, unless somebody uses it.
+async def part(vm: VM, on_idle: OnIdle) -> bool:
+    """Put a VM to sleep, or stop it, and tell that nothing is left to do; not while somebody uses it.
 
     :raises LimaKernelsError: when it cannot be reached, or not put to sleep; it goes on then.
     """
     if is_asleep(vm.name):
-        return
+        return True
     guest = await vm.reconnect(REACH)
     if by := await sleeping.used_by(guest.forkserver):
         logger.warning("The VM %r goes on: it is used by %s.", vm.name, by)
-    elif on_idle is OnIdle.STOP:
-        await vm.stop()
-    else:
-        await vm.hibernate()
+        return False
+    await (vm.stop() if on_idle is OnIdle.STOP else vm.hibernate())
+    return True
 
 
 def main(name: str, on_idle: str) -> int:
@@ -73,8 +74,10 @@ def main(name: str, on_idle: str) -> int:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
 
     async def wait_and_part() -> None:
-        await asyncio.sleep(GRACE)
-        await part(runtime.runtime().vm(name), OnIdle(on_idle))
+        for _ in range(LOOKS):
+            await asyncio.sleep(GRACE)
+            if await part(runtime.runtime().vm(name), OnIdle(on_idle)):
+                return
 
     # Nobody writes: it is the end of the server that ends this.
     sys.stdin.buffer.read()

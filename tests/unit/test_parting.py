@@ -184,8 +184,12 @@ def test_a_server_that_ends_parts_with_what_it_started(
 
 
 def wait_and_say(_machine: Machine) -> None:
-    async def part(vm: VM, on_idle: OnIdle) -> None:
-        print(vm.name, on_idle.value, flush=True)
+    used = iter((True, False, False))
+
+    async def part(vm: VM, on_idle: OnIdle) -> bool:
+        is_used = next(used)
+        print("used" if is_used else f"{vm.name} {on_idle.value}", flush=True)
+        return not is_used
 
     parting.part = part
     parting.GRACE = 0.0
@@ -199,4 +203,7 @@ def test_the_program_waits_for_its_servers_end(machine: Machine) -> None:
         assert not select.select([waiting.process.stdout], [], [], 0.5)[0]
         assert waiting.process.stdin is not None
         waiting.process.stdin.close()
+        # It looks again as long as somebody uses it, and no longer.
+        assert waiting.line() == "used"
         assert waiting.line() == f"{NAME} stop"
+        assert waiting.process.wait(30) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from lima_kernels import parting, paths
+from lima_kernels import paths
 from lima_kernels.cli.main import main
 from lima_kernels.hibernation import state
 from lima_kernels.lima import hostagent
@@ -153,7 +154,8 @@ def parted() -> str:
 
     That server has ended at once; then a minute passes.
     """
-    argv = [*parting.PROGRAM, INSTANCE, "hibernate"]
+    program = f"from lima_kernels import parting; parting.LOOKS = 1; exit(parting.main({INSTANCE!r}, 'hibernate'))"
+    argv = [sys.executable, "-c", program]
     return subprocess.run(
         argv, check=True, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=180
     ).stderr
