@@ -14,9 +14,9 @@ import msgspec
 
 from .. import paths
 from ..errors import ConfigurationError, HostError, InstanceError, LimactlError, NotFound, nearest
-from . import accelerator, process, template
+from . import accelerator, process
 from .models import Instance, LimaInfo, decode_info, decode_instances, decode_log_line
-from .template import Hardware, with_disk_of
+from .template import Hardware, editable, kept, with_disk_of
 
 MINIMUM_VERSION = (2, 0, 0)
 INSTALL_HINT = "Install Lima: brew install lima, or a release archive from https://lima-vm.io/docs/installation/"
@@ -277,13 +277,14 @@ class Limactl:
         """Change what a stopped instance has; nothing is changed when Lima refuses it or it is given up."""
         file = instance.dir / _CONFIG
         before = file.read_bytes()
+        command = ("edit", f"--set={hardware.expression}", instance.name)
         with tempfile.TemporaryDirectory() as work:
             try:
-                await self.run("edit", f"--set={hardware.expression}", instance.name, cwd=Path(work))
+                await self.run(*command, cwd=Path(work))
                 text = before.decode()
-                if not template.kept(text, file.read_text(encoding="utf-8"), hardware):
-                    paths.replace_privately(file, template.editable(text).encode())
-                    await self.run("edit", f"--set={hardware.expression}", instance.name, cwd=Path(work))
+                if not kept(text, file.read_text(encoding="utf-8"), hardware):
+                    paths.replace_privately(file, editable(text).encode())
+                    await self.run(*command, cwd=Path(work))
             except BaseException:
                 if file.read_bytes() != before:
                     paths.replace_privately(file, before)

@@ -128,8 +128,6 @@ def test_the_notebook_of_the_sleep(start: Start, notebooks: Path, monkeypatch: p
     start().manager.shutdown_kernel(now=True)
     monkeypatch.setenv("LIMA_INSTANCE", INSTANCE)
     example = nbformat.read(EXAMPLE, as_version=4)
-    parameters = next(cell for cell in example.cells if "parameters" in cell.metadata.get("tags", ()))
-    parameters.source = 'kernel_name = "lima"'
     NotebookClient(example, timeout=600, resources={"metadata": {"path": str(notebooks)}}).execute()
     said = [str(cell.get("outputs", "")) for cell in example.cells]
     statuses = [text for cell, text in zip(example.cells, said, strict=True) if cell.source == "%lima status"]
