@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import os
 from fnmatch import fnmatchcase
@@ -30,6 +31,8 @@ from .settings import Policy, Settings
 
 # An emulated guest takes its time to end Python.
 SHUTDOWN_WAIT = 10.0
+# Seconds that a look takes at most at a kernel which was asked to end.
+END_WAIT = 1.0
 
 
 class _Last(enum.Enum):
@@ -57,7 +60,7 @@ class LimaProvisioner(Settings, KernelProvisionerBase):  # type: ignore[metaclas
         # Why the last kernel died, for the stderr of the next one.
         self._obituary = ""
         self._last = _Last.ENDED
-        # Nobody has asked for another kernel since the last one died, unless this says so.
+        # Somebody has asked the kernel to end, maybe for another one; nobody has since a kernel died of itself.
         self._is_asked_for = False
         self._cwd: Path | None = None
         self._shown: Path | None = None
@@ -71,9 +74,15 @@ class LimaProvisioner(Settings, KernelProvisionerBase):  # type: ignore[metaclas
         return self._session is not None or self._last is _Last.GIVEN_UP
 
     async def poll(self) -> int | None:
-        if self._session is None:
+        session = self._session
+        if session is None:
             return 0
-        return None if self._session.exit is None else self._session.exit.code
+        if session.exit is None and self._is_asked_for:
+            # The manager looks every tenth of a second; we know at once.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(END_WAIT):
+                    await runtime().run(session.wait())
+        return None if session.exit is None else session.exit.code
 
     async def wait(self) -> int | None:
         session = self._session

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import gc
 import os
 import signal
 import socket
@@ -43,7 +42,6 @@ def prepare(argv: list[str]) -> Any:
 
     sys.argv = argv
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    gc.unfreeze()
     # So that the log says where a kernel crashed; its stderr itself goes to the notebook from now on.
     crashes = os.fdopen(os.dup(2), "w")
     faulthandler.enable(crashes, all_threads=False)
@@ -102,10 +100,14 @@ def give(app: Any, argv: list[str], connection: dict[str, Any]) -> None:
 
 
 def run(app: Any, start: Any, directory: str, notes: Iterable[str]) -> None:
-    """Run the user's own startup, say that the kernel is ready, and serve it to its end.
+    """Say that the kernel's sockets are bound, run the user's own startup, and serve the kernel to its end.
 
     :param start: has the pipe that says so, and the conversation with the forkserver.
     """
+    link = Link(start.link, os.path.join(directory, NOTES), notes)
+    # What still comes is not waited for: clients find the sockets meanwhile.
+    os.write(start.ready, b"1")
+    os.close(start.ready)
     # Variables of the notebook came after the interpreter had looked at them.
     time.tzset()
     shell = app.shell
@@ -120,9 +122,7 @@ def run(app: Any, start: Any, directory: str, notes: Iterable[str]) -> None:
     advice.attend(shell)
     kit.load(shell)
     Away(directory).attend()
-    Link(start.link, os.path.join(directory, NOTES), notes).attach(shell)
-    os.write(start.ready, b"1")
-    os.close(start.ready)
+    link.attach(shell)
     app.start()
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from . import application
 from .child import Start, adjust_oom_score, become, begin_session, take_environment, write_connection
+from .leaving import leave
 
 # The exit code of one whose Python has a configuration, which is the notebook's to read.
 UNSUITED = 3
@@ -55,11 +56,12 @@ def order(directory: str, request: dict[str, Any]) -> bytes:
 
 
 def begin(start: Start) -> None:
-    """Become a kernel, or stand by to become one."""
+    """Become a kernel, or stand by to become one; returns when it has ended, if it does not end the process itself."""
     if start.request:
         become(start)
     else:
         _stand_by(start)
+    leave()
 
 
 def _stand_by(start: Start) -> None:
