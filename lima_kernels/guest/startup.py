@@ -41,19 +41,20 @@ set -- %(argv)s
 # A system service of its own is not ended with the login session that an SSH connection is; and when the kernel's
 # memory killer takes one kernel, the others live on, as they do when the forkserver itself is killed and started again.
 if [ -d /run/systemd/system ] && sudo -n true 2>/dev/null; then
-  if [ "$(systemctl show --property=LoadState --value %(unit)s)" != loaded ]; then
-    for units in /etc/systemd/system /run/systemd/system; do
-      # Not everybody's /etc can be written.
-      printf %%s %(service)s | base64 -d |
-        sudo -n sh -c 'umask 022; cat > "$1"' sh "$units/%(unit)s" 2>/dev/null && break
-    done
-    if [ -e %(ready)s ]; then
-      # In a guest of ours it comes with each boot from now on, before anybody asks for it; other versions no longer do.
-      sudo -n sh -c 'cd "$1" && rm -f lima-kernels-%(uid)s-* && ln -s "../$2" .' sh "$units/multi-user.target.wants" \
-        %(unit)s || :
+  # Once: sudo takes its time in an emulated guest.
+  sudo -n sh -euc '
+    umask 022
+    if [ "$(systemctl show --property=LoadState --value "$1")" != loaded ]; then
+      for units in /etc/systemd/system /run/systemd/system; do
+        # Not every /etc can be written.
+        { printf %%s "$2" | base64 -d >"$units/$1"; } 2>/dev/null && break
+      done
+      if [ -e %(ready)s ]; then
+        # In a guest of ours it comes with each boot from now on, before anybody asks; other versions no longer do.
+        cd "$units/multi-user.target.wants" && rm -f lima-kernels-%(uid)s-* && ln -s "../$1" . || :
+      fi
     fi
-  fi
-  sudo -n systemctl start %(unit)s
+    systemctl start "$1"' sh %(unit)s %(service)s
 else
   setsid "$@" --detach 9>&-
 fi
