@@ -30,7 +30,7 @@ print(json.dumps({
     "umask": os.umask(0o22), "oom": open("/proc/self/oom_score_adj").read(),
     "comm": open("/proc/self/comm").read(), "nice": os.nice(0),
     "zone": time.strftime("%Z", time.localtime(0)), "tzname": time.tzname, "faults": faulthandler.is_enabled(),
-    "gc": [gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()], "modules": sorted(sys.modules),
+    "gc": [gc.isenabled(), gc.get_threshold(), gc.get_freeze_count() > 0], "modules": sorted(sys.modules),
     "extensions": sorted(shell.extension_manager.loaded), "magics": sorted(shell.magics_manager.magics["line"]),
     "profile": str(shell.profile_dir.location), "history": str(shell.history_manager.hist_file),
     "lines": shell.history_manager.session_number > 0, "file": plain(app.connection_file),

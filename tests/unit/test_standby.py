@@ -264,14 +264,41 @@ def test_there_is_none_while_memory_is_short(place: Place) -> None:
         {"env": {"PYTHONPATH": "/nowhere"}},
         {"env": {"IPYTHONDIR": "/tmp/ipython-of-a-test"}},
         {"env": {"HOME": "/tmp"}},
+        {"env": {"GEVENT_SUPPORT": "no"}},
     ],
-    ids=["arguments", "PYTHONPATH", "IPYTHONDIR", "HOME"],
+    ids=["arguments", "PYTHONPATH", "IPYTHONDIR", "HOME", "GEVENT"],
 )
 def test_what_ipykernel_looks_at_early_has_a_fresh_kernel(place: Place, other: dict[str, Any]) -> None:
     talk = serve(place)
     (waiting,) = standbys(place)
     assert spawned(talk, birth(place, "a", **other)) != waiting
     assert waiting in standbys(place)
+
+
+def debugged(client: BlockingKernelClient) -> bool:
+    """Tell whether a kernel's debugger begins to work."""
+    arguments = {"clientID": "test", "adapterID": "", "pathFormat": "path"}
+    content = {"type": "request", "seq": 1, "command": "initialize", "arguments": arguments}
+    message = client.session.msg("debug_request", content)
+    client.control_channel.send(message)
+    while True:
+        answer = client.get_control_msg(timeout=LIMIT)
+        if answer["parent_header"].get("msg_id") == message["header"]["msg_id"]:
+            return bool(answer["content"]["success"])
+
+
+def test_the_debugger_works_and_sees_its_variables(place: Place, clients: list[BlockingKernelClient]) -> None:
+    """It is imported before the fork, and looks at variables when it is imported."""
+    talk = serve(place)
+    (waiting,) = standbys(place)
+    assert spawned(talk, birth(place, "standby")) == waiting
+    spawned(talk, birth(place, "fresh", arguments=["--IPKernelApp.quiet=True"]))
+    spawned(talk, birth(place, "own", env={"PYDEVD_LOAD_VALUES_ASYNC": "1"}))
+    sees = "from _pydevd_bundle import pydevd_constants as c; print(c.LOAD_VALUES_ASYNC)"
+    for name, seen in (("standby", "False\n"), ("fresh", "False\n"), ("own", "True\n")):
+        client = have(place, clients, name)
+        assert printed(client, sees) == {"stdout": seen}
+        assert debugged(client)
 
 
 def test_a_key_of_another_kind_has_a_fresh_kernel(place: Place) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from . import application
 from .kernels import CONNECTION_FILE, OUTPUT_LOG
+from .preload import forget_debugger
 
 # What systemd or sshd tells us of ourselves is no kernel's business.
 _OURS_ONLY = (
@@ -61,6 +62,7 @@ def become(start: Start) -> None:
         _execute(start, start.spec, connection_file)
     # An interpreter of its own would have taken PYTHONPATH over at its start.
     sys.path[:0] = [entry for entry in start.request["env"].get("PYTHONPATH", "").split(os.pathsep) if entry]
+    forget_debugger()
     app = application.prepare(application.arguments_of(start.directory, start.request.get("arguments", ())))
     application.run(app, start, start.directory, start.request.get("notes", ()))
 

@@ -5,16 +5,23 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import os
 import sys
 
 from . import kit
 from .leaving import keep_modules
 
+DEBUGGER_VARIABLES = ("DEBUGPY", "GEVENT", "PYDEVD")
+_DEBUGGER = ("ipykernel.debugger", "debugpy.server.api", "pydevd")
 _MODULES = (
     "ipykernel.kernelapp",
     "ipykernel.ipkernel",
+    # A third of what a kernel imports: each would do that by itself.
+    *_DEBUGGER,
     "ipykernel.zmqshell",
     "IPython.core.completer",
+    "IPython.core.completerlib",
+    "IPython.core.debugger",
     # The one extension that IPython itself has loaded.
     "IPython.extensions.storemagic",
     "psutil",
@@ -28,7 +35,8 @@ def preload() -> str:
     except ImportError as error:
         return "ipykernel cannot be imported by %s: %s" % (sys.executable, error)
     for name in _MODULES[1:]:
-        with contextlib.suppress(ImportError):
+        # A kernel that needs it says what is wrong with it.
+        with contextlib.suppress(Exception):
             importlib.import_module(name)
     kit.preload()
     # What was imported stays shared with the children: their collectors must not touch its pages, not at their ends
@@ -37,3 +45,11 @@ def preload() -> str:
     gc.freeze()
     keep_modules()
     return ""
+
+
+def forget_debugger() -> None:
+    """Let the debugger be imported anew where a kernel has variables at which it looks when that happens."""
+    if any(name.startswith(DEBUGGER_VARIABLES) for name in os.environ):
+        for name in list(sys.modules):
+            if name in _DEBUGGER or name.lstrip("_").startswith(("debugpy", "pydev")):
+                del sys.modules[name]

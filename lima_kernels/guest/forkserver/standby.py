@@ -16,6 +16,7 @@ from typing import Any
 from . import application
 from .child import Start, adjust_oom_score, become, begin_session, take_environment, write_connection
 from .leaving import leave
+from .preload import DEBUGGER_VARIABLES
 
 # The exit code of one whose Python has a configuration, which is the notebook's to read.
 UNSUITED = 3
@@ -23,13 +24,12 @@ UNSUITED = 3
 PREPARED = b"P"
 # Variables that ipykernel and what it imports look at before a notebook has been asked for.
 _EARLY = (
-    "DEBUGPY",
+    *DEBUGGER_VARIABLES,
     "HOME",
     "IPYKERNEL",
     "IPYTHON",
     "JUPYTER",
     "LD_",
-    "PYDEVD",
     "PYTHON",
     "TRAITLETS",
     "VIRTUAL_ENV",
