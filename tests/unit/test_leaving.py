@@ -51,6 +51,13 @@ libc.fputs.argtypes = (ctypes.c_char_p, ctypes.c_void_p)
 libc.fputs(b"of a library", libc.fopen(b"text-of-c", b"w"))
 print("no newline", end="")
 """
+# Nothing but its type says what it is.
+ODD_MODULE = """
+from types import ModuleType
+class Odd(ModuleType):
+    __class__ = __dict__ = property(lambda self: 1 / 0)
+sys.modules["odd"] = Odd("odd")
+"""
 
 
 def left_by(place: Path, code: str, end: str) -> tuple[int, dict[str, bytes], str]:
@@ -98,6 +105,7 @@ def test_every_buffer_is_written(tmp_path: Path) -> None:
         "class Proxy:\n    __class__ = property(lambda self: 1 / 0)\nproxy = Proxy()",
         "sys.stdout = None",
         "sys.modules['odd'] = object()",
+        ODD_MODULE,
     ],
 )
 def test_what_fails_at_the_end_keeps_nothing_else_from_it(tmp_path: Path, fault: str) -> None:
@@ -127,3 +135,16 @@ def test_a_thread_of_what_was_there_is_not_in_the_way(tmp_path: Path) -> None:
     """ipykernel's threads wait at every kernel's end."""
     waits = "threading.Thread(target=threading.Event().wait, daemon=True).start()"
     assert left_by(tmp_path / "ours", waits, LEAVES + "\nsay('returned')") == (0, {}, "")
+
+
+def test_a_library_that_waits_for_a_thread_at_its_own_end_sees_it_end(tmp_path: Path) -> None:
+    """One that calls Python would wait for the interpreter's lock, and the process for it."""
+    waits = """
+libc = ctypes.CDLL(None)
+libc.__cxa_atexit(libc.sleep, ctypes.c_void_p(1), None)
+timer = threading.Timer(0.3, libc.creat, (b"ended", 0o600))
+timer.daemon = True
+timer.start()
+"""
+    code, files, output = left_by(tmp_path / "ours", waits, LEAVES)
+    assert (code, sorted(files), output) == (0, ["ended"], "")

@@ -42,8 +42,8 @@ def leave() -> None:
         return
     _do(_take_apart)
     _do(_write_buffers)
-    # PyDLL keeps the interpreter's lock: whoever comes for it now waits for ever, as at an interpreter's end.
-    ctypes.PyDLL(None).exit(0)
+    # CDLL lets go of the interpreter's lock: a library that waits for its threads would never see them end otherwise.
+    ctypes.CDLL(None).exit(0)
 
 
 def _do(step: Callable[[], object]) -> None:
@@ -54,10 +54,11 @@ def _do(step: Callable[[], object]) -> None:
 
 def _is_notebook_running() -> bool:
     """Tell whether another thread is in code that came after the fork; those of ipykernel wait for what never comes."""
+    known = _kept - {"__main__"}
     frames = [frame for thread, frame in sys._current_frames().items() if thread != threading.get_ident()]
     while frames:
         frame = frames.pop()
-        if frame.f_globals.get("__name__") not in _kept - {"__main__"}:
+        if frame.f_globals.get("__name__") not in known:
             return True
         if frame.f_back is not None:
             frames.append(frame.f_back)
@@ -68,11 +69,12 @@ def _take_apart() -> None:
     """Finalize what hangs on modules that came after the fork, the latest first."""
     sys.last_type = sys.last_value = sys.last_traceback = None
     late = [name for name in sys.modules if name not in _kept or name == "__main__"]
-    modules = [module for name in reversed(late) if isinstance(module := sys.modules.pop(name), ModuleType)]
+    modules = [module for name in reversed(late) if issubclass(type(module := sys.modules.pop(name)), ModuleType)]
     gc.collect()
     for module in modules:
         with contextlib.suppress(BaseException):
-            _clear(vars(module))
+            # Not vars(), which has a module that is loaded lazily loaded.
+            _clear(object.__getattribute__(module, "__dict__"))
     gc.collect()
 
 
