@@ -129,7 +129,8 @@ async def _settled(limactl: Limactl, name: str, progress: Progress) -> Instance 
             if progress.phase is not Phase.STOPPING:
                 progress.enter(Phase.STOPPING)
             try:
-                await asyncio.wait_for(hostagent.gone(instance.host_agent_pid), STOP)
+                async with asyncio.timeout(STOP):
+                    await hostagent.gone(instance.host_agent_pid)
             except TimeoutError as error:
                 raise PhaseTimeout(
                     f"The VM {name!r} did not stop within {STOP:.0f} s of {Phase.STOPPING.value}.",

@@ -91,7 +91,8 @@ class Share:
             self.stream.close()
         # One that waits for a drive that is gone cannot even be killed.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), CLOSE_TIMEOUT)
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await self._process.wait()
 
 
 class MountServer:

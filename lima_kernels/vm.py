@@ -292,7 +292,8 @@ class VM:
             except ConnectionFailed:
                 # In a guest's first boot Lima ends all sessions once; any other failure is meant.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(connection.closed.wait(), CLOSING_TIMEOUT)
+                    async with asyncio.timeout(CLOSING_TIMEOUT):
+                        await connection.closed.wait()
                 if not connection.closed.is_set():
                     raise
                 continue

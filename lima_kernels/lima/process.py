@@ -80,7 +80,8 @@ async def run(
         cwd=cwd,
     )
     try:
-        out, err = await asyncio.wait_for(process.communicate(stdin.encode()), timeout)
+        async with asyncio.timeout(timeout):
+            out, err = await process.communicate(stdin.encode())
     finally:
         await _end(process)
     assert process.returncode is not None

@@ -230,3 +230,18 @@ async def test_a_cancelled_reader_of_a_stream_leaves_no_process() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not exists(pid)
+
+
+async def test_a_cancellation_that_comes_as_it_ends_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever cancels waits for that, and would wait for ever."""
+    communicate = asyncio.subprocess.Process.communicate
+
+    async def cancelled_at_the_end(self: asyncio.subprocess.Process, stdin: bytes) -> tuple[bytes, bytes]:
+        said = await communicate(self, stdin)
+        running.cancel()
+        return said
+
+    monkeypatch.setattr(asyncio.subprocess.Process, "communicate", cancelled_at_the_end)
+    running = asyncio.ensure_future(process.run(["true"], timeout=30))
+    with pytest.raises(asyncio.CancelledError):
+        await running
