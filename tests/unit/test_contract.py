@@ -68,6 +68,27 @@ def test_each_call_may_come_from_another_loop_and_thread(machine: Machine) -> No
     assert answers == [True, False]
 
 
+async def test_a_look_at_a_kernel_that_is_to_end_waits_for_that(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manager would look again only a tenth of a second later."""
+    manager = AsyncKernelManager(kernel_name="lima")
+    await manager.start_kernel(cwd=str(machine.notebooks))
+    kernel = manager.provisioner
+    assert kernel is not None
+    assert await kernel.poll() is None
+    await kernel.shutdown_requested()
+    monkeypatch.setattr("lima_kernels.provisioner.END_WAIT", 0.05)
+    assert await kernel.poll() is None
+    monkeypatch.setattr("lima_kernels.provisioner.END_WAIT", 30.0)
+    looking = asyncio.ensure_future(kernel.poll())
+    await asyncio.wait([looking], timeout=0.2)
+    assert not looking.done()
+    await kernel.send_signal(signal.SIGKILL)
+    assert await looking == -signal.SIGKILL
+    await manager.shutdown_kernel(now=True)
+
+
 async def test_a_crashed_kernel_is_started_again_by_itself(machine: Machine) -> None:
     manager = AsyncIOLoopKernelManager(kernel_name="lima")
     await manager.start_kernel(cwd=str(machine.notebooks))

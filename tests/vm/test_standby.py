@@ -61,3 +61,12 @@ def test_where_none_is_wanted_there_is_none(start: Start) -> None:
     until(lambda: not guest_shell(_WAITING), "somebody stands by")
     start().run("1")
     until(lambda: len(waiting()) == 1, "nobody stands by")
+
+
+def test_its_end_leaves_what_it_wrote(start: Start, notebooks: Path) -> None:
+    (notebooks / "writes.py").write_text("file = open('of-a-module', 'w')\nfile.write('kept')\n")
+    notebook = start()
+    notebook.run("import writes\nhere = open('of-a-cell', 'w'); _ = here.write('kept')")
+    notebook.run("import atexit, pathlib; _ = atexit.register(lambda: pathlib.Path('of-the-end').write_text('kept'))")
+    notebook.manager.shutdown_kernel()
+    assert [(notebooks / name).read_text() for name in ("of-a-module", "of-a-cell", "of-the-end")] == ["kept"] * 3
