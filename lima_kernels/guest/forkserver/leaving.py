@@ -13,6 +13,7 @@ import gc
 import io
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from types import ModuleType
 
@@ -25,7 +26,8 @@ _kept: frozenset[str] = frozenset()
 def keep_modules() -> None:
     """Let all modules that are imported by now be none that :func:`leave` takes apart."""
     global _kept
-    _kept = frozenset(sys.modules)
+    # What is to be the notebook's own has its name already.
+    _kept = frozenset(sys.modules) - {"__main__"}
 
 
 def leave() -> None:
@@ -54,21 +56,15 @@ def _do(step: Callable[[], object]) -> None:
 
 def _is_notebook_running() -> bool:
     """Tell whether another thread is in code that came after the fork; those of ipykernel wait for what never comes."""
-    known = _kept - {"__main__"}
-    frames = [frame for thread, frame in sys._current_frames().items() if thread != threading.get_ident()]
-    while frames:
-        frame = frames.pop()
-        if frame.f_globals.get("__name__") not in known:
-            return True
-        if frame.f_back is not None:
-            frames.append(frame.f_back)
-    return False
+    others = (frame for thread, frame in sys._current_frames().items() if thread != threading.get_ident())
+    stacks = map(traceback.walk_stack, others)
+    return any(frame.f_globals.get("__name__") not in _kept for stack in stacks for frame, _ in stack)
 
 
 def _take_apart() -> None:
     """Finalize what hangs on modules that came after the fork, the latest first."""
     sys.last_type = sys.last_value = sys.last_traceback = None
-    late = [name for name in sys.modules if name not in _kept or name == "__main__"]
+    late = [name for name in sys.modules if name not in _kept]
     modules = [module for name in reversed(late) if issubclass(type(module := sys.modules.pop(name)), ModuleType)]
     gc.collect()
     for module in modules:
