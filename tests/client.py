@@ -73,3 +73,11 @@ class Notebook:
             pass
         content: dict[str, Any] = reply["content"]
         return content
+
+
+def control(client: BlockingKernelClient, kind: str, content: dict[str, Any]) -> dict[str, Any]:
+    """Ask a kernel something on its control channel, and return the answer's content."""
+    message = client.session.msg(kind, content)
+    client.control_channel.send(message)
+    reply: dict[str, Any] = client.get_control_msg(timeout=60)["content"]
+    return reply

@@ -17,7 +17,7 @@ from jupyter_client.provisioning import KernelProvisionerFactory
 from lima_kernels.errors import InstanceError
 from lima_kernels.runtime import runtime
 from lima_kernels.settings import DEFAULT_INSTANCE
-from tests.client import Notebook
+from tests.client import Notebook, control
 from tests.fake_guest import FakeGuest
 
 from .conftest import Machine
@@ -178,23 +178,16 @@ def test_input_is_asked_of_the_client(machine: Machine) -> None:
         until(lambda: notebook.client.get_iopub_msg(timeout=30)["content"].get("text", "").startswith("got this"))
 
 
-def control(notebook: Notebook, kind: str, content: dict[str, Any]) -> dict[str, Any]:
-    message = notebook.client.session.msg(kind, content)
-    notebook.client.control_channel.send(message)
-    reply: dict[str, Any] = notebook.client.get_control_msg(timeout=60)["content"]
-    return reply
-
-
 def test_control_carries_debugger_usage_and_subshells(machine: Machine) -> None:
     with started(machine) as notebook:
         info = control(
-            notebook, "debug_request", {"type": "request", "seq": 1, "command": "debugInfo", "arguments": {}}
+            notebook.client, "debug_request", {"type": "request", "seq": 1, "command": "debugInfo", "arguments": {}}
         )
         assert info["success"] is True
         # ipykernel answers with the figures at the top or below "content", as its version has it.
-        usage = control(notebook, "usage_request", {})
+        usage = control(notebook.client, "usage_request", {})
         assert "kernel_memory" in str(usage)
-        assert control(notebook, "create_subshell_request", {})["status"] == "ok"
+        assert control(notebook.client, "create_subshell_request", {})["status"] == "ok"
 
 
 def test_interrupt_by_message(machine: Machine) -> None:

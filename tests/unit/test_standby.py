@@ -13,6 +13,7 @@ import psutil
 import pytest
 from jupyter_client import BlockingKernelClient
 
+from tests.client import control
 from tests.fake_guest import FakeGuest
 from tests.kernel_report import READS, REPORT
 
@@ -275,18 +276,6 @@ def test_what_ipykernel_looks_at_early_has_a_fresh_kernel(place: Place, other: d
     assert waiting in standbys(place)
 
 
-def debugged(client: BlockingKernelClient) -> bool:
-    """Tell whether a kernel's debugger begins to work."""
-    arguments = {"clientID": "test", "adapterID": "", "pathFormat": "path"}
-    content = {"type": "request", "seq": 1, "command": "initialize", "arguments": arguments}
-    message = client.session.msg("debug_request", content)
-    client.control_channel.send(message)
-    while True:
-        answer = client.get_control_msg(timeout=LIMIT)
-        if answer["parent_header"].get("msg_id") == message["header"]["msg_id"]:
-            return bool(answer["content"]["success"])
-
-
 def test_the_debugger_works_and_sees_its_variables(place: Place, clients: list[BlockingKernelClient]) -> None:
     """It is imported before the fork, and looks at variables when it is imported."""
     talk = serve(place)
@@ -294,11 +283,13 @@ def test_the_debugger_works_and_sees_its_variables(place: Place, clients: list[B
     assert spawned(talk, birth(place, "standby")) == waiting
     spawned(talk, birth(place, "fresh", arguments=["--IPKernelApp.quiet=True"]))
     spawned(talk, birth(place, "own", env={"PYDEVD_LOAD_VALUES_ASYNC": "1"}))
+    arguments = {"clientID": "test", "adapterID": "", "pathFormat": "path"}
+    initialize = {"type": "request", "seq": 1, "command": "initialize", "arguments": arguments}
     sees = "from _pydevd_bundle import pydevd_constants as c; print(c.LOAD_VALUES_ASYNC)"
     for name, seen in (("standby", "False\n"), ("fresh", "False\n"), ("own", "True\n")):
         client = have(place, clients, name)
         assert printed(client, sees) == {"stdout": seen}
-        assert debugged(client)
+        assert control(client, "debug_request", initialize)["success"] is True
 
 
 def test_a_key_of_another_kind_has_a_fresh_kernel(place: Place) -> None:
