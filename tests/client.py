@@ -6,6 +6,10 @@ from typing import Any
 
 from jupyter_client import BlockingKernelClient, KernelManager
 
+# A cell that goes on until it is interrupted. In short steps: where a signal comes just as time.sleep begins, Python
+# notices it only when the sleep is over (1 of 10 where another thread wants the interpreter's lock).
+ENDLESS = "import time\nwhile True: time.sleep(0.1)"
+
 
 class CellError(Exception):
     """What a cell raised: its name and text."""
@@ -54,9 +58,19 @@ class Notebook:
         """
         # Without stop_on_error: else ipykernel may abort the next request, as it does with what is queued behind one
         # that failed.
-        self.client.execute(f"{announce}\n{code}" if announce else code, stop_on_error=False)
-        while self.client.get_iopub_msg(timeout=60)["msg_type"] != ("stream" if announce else "execute_input"):
+        request = self.client.execute(f"{announce}\n{code}" if announce else code, stop_on_error=False)
+        awaited = ("stream" if announce else "execute_input", request)
+        while (message := self.client.get_iopub_msg(timeout=60)) and awaited != (
+            message["msg_type"],
+            message["parent_header"].get("msg_id"),
+        ):
             pass
+
+    def interrupted(self) -> dict[str, Any]:
+        """Start a cell that goes on, interrupt it, and return the reply's content."""
+        self.begin(ENDLESS)
+        self.manager.interrupt_kernel()
+        return self.reply()
 
     def wait_until_subscribed(self) -> None:
         """Wait until the kernel greets a subscriber that came back.

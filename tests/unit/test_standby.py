@@ -13,7 +13,7 @@ import psutil
 import pytest
 from jupyter_client import BlockingKernelClient
 
-from tests.client import control
+from tests.client import ENDLESS, control
 from tests.fake_guest import FakeGuest
 from tests.kernel_report import READS, REPORT
 
@@ -169,7 +169,7 @@ def test_notes_signals_and_its_end(place: Place, clients: list[BlockingKernelCli
     assert talk.kernels()["a"]["busy"] is False
     talk.ask("note", kernel="a", text="again")
     assert printed(client, "1")["stderr"] == "[lima-kernels] again\n"
-    client.execute("import time; print('begins', flush=True); time.sleep(60)")
+    client.execute(f"print('begins', flush=True)\n{ENDLESS}")
     # Of what is interrupted before, ipykernel sends no reply.
     while client.get_iopub_msg(timeout=LIMIT)["msg_type"] != "stream":
         pass
