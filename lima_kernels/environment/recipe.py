@@ -36,6 +36,7 @@ _BOOT = Path(__file__).with_name("guest_boot")
 _BOOT_FILES = {
     "cidata.py": "/usr/local/lib/lima-kernels",
     "lima-kernels-init.service": "/etc/systemd/system",
+    "lima-kernels-devices.service": "/etc/systemd/system",
     "lima-kernels-boot.service": "/etc/systemd/system",
 }
 # The build's time, in seconds since 1970: when the archive was last changed.
@@ -101,7 +102,8 @@ inside %(venv)s/bin/pip install --quiet --no-compile --require-hashes --requirem
 mkdir -p "$root%(prefix)s/bin"
 cp "$root%(venv)s/bin/uv" "$root%(uv)s"
 inside %(venv)s/bin/pip uninstall --quiet --yes uv
-inside systemctl --quiet enable systemd-networkd systemd-resolved lima-kernels-init lima-kernels-boot
+inside systemctl --quiet enable systemd-networkd systemd-resolved \
+  lima-kernels-init lima-kernels-devices lima-kernels-boot
 [ ! -d "$root%(layer)s" ] || inside %(bake)s build %(layer)s/wanted.json
 """
 
@@ -122,11 +124,18 @@ ln -s ../run/systemd/resolve/stub-resolv.conf etc/resolv.conf
 # has ended. What only others wait for comes after it; the clock is the host's anyway.
 unit=etc/systemd/system
 sed -e '/^After=/d' -e '/^ExecStartPre=/d' -e 's/^\[Unit\]/&\nDefaultDependencies=no\nConflicts=shutdown.target\n'\
-'Before=shutdown.target\nAfter=lima-kernels-init.service/' lib/systemd/system/ssh.service > $unit/ssh.service
+'Before=shutdown.target\nAfter=lima-kernels-init.service/' -e 's/^\[Service\]/&\nCPUWeight=1000/' \
+  lib/systemd/system/ssh.service > $unit/ssh.service
 sed -e 's/^Before=.*/Before=shutdown.target/' -e 's/^After=.*/After=ssh.service systemd-networkd.service/' \
   lib/systemd/system/systemd-timesyncd.service > $unit/systemd-timesyncd.service
 mv $unit/sysinit.target.wants/systemd-timesyncd.service $unit/multi-user.target.wants/
-mkdir -p $unit/systemd-resolved.service.d
+# Of 600 things that udev is told of in a boot, a kernel needs these; lima-kernels-devices tells it of the others.
+mkdir -p $unit/systemd-resolved.service.d $unit/systemd-udev-trigger.service.d
+{ echo '[Service]'
+  echo 'ExecStart='
+  echo 'ExecStart=-udevadm trigger --type=devices --action=add --subsystem-match=virtio --subsystem-match=net'\
+       '--subsystem-match=block'
+} > $unit/systemd-udev-trigger.service.d/lima-kernels.conf
 printf '[Unit]\nAfter=ssh.service systemd-networkd.service\n' > $unit/systemd-resolved.service.d/lima-kernels.conf
 ln -s /dev/null etc/tmpfiles.d/systemd-nologin.conf
 # While a guest boots, Lima and we knock at its door until it opens: nobody of them is sent away then.

@@ -50,6 +50,14 @@ def test_first_start_makes_the_vm_and_runs_a_cell(
     assert "debian" in notebook.run("print(open('/etc/os-release').read())").lower()
 
 
+def test_udev_knows_every_device_when_the_boot_has_ended(start: Start) -> None:
+    start()
+    # In a boot it is told of most of them only when the way to a kernel is free.
+    guest_shell("sudo systemctl start lima-kernels-devices && udevadm settle --timeout=100", timeout=110)
+    unknown = "cd /sys/dev/char && for one in *; do [ -e /run/udev/data/c$one ] || readlink $one; done"
+    assert guest_shell(unknown) == ""
+
+
 def test_a_warm_start_needs_no_phase_of_a_boot(start: Start, steps: list[Step], figures: Figures) -> None:
     since = len(steps)
     with figures.timed("warm VM, start to first cell"):
