@@ -72,19 +72,24 @@ async def waking(limactl: Limactl, instance: Instance, record: Hibernated, *, ti
     :param timeout: seconds that Lima gives it to be ready.
     :raises NotWoken: when it does not wake; says in one line which kernels are lost, if they are.
     """
-    async with booting(limactl, instance.name, timeout=timeout, arch=instance.arch, options=OPTIONS) as boot:
-        try:
+    has_woken = False
+    # The VM is ended behind `limactl start`, which may begin it as long as it lives itself.
+    try:
+        async with booting(limactl, instance.name, timeout=timeout, arch=instance.arch, options=OPTIONS) as boot:
             await boot.ssh_port
             await load(instance, record)
-        except InstanceError as error:
-            await asyncio.shield(_end(limactl, instance.name))
-            raise NotWoken(_failed(instance, record, error)) from error
-        except BaseException:
-            # Until it runs it has changed nothing: it sleeps on.
-            if paths.memory_file(instance.dir).exists():
-                await asyncio.shield(_end(limactl, instance.name))
+            has_woken = True
+            yield boot
+    except InstanceError as error:
+        if has_woken:
             raise
-        yield boot
+        await asyncio.shield(_end(limactl, instance.name))
+        raise NotWoken(_failed(instance, record, error)) from error
+    except BaseException:
+        # Until it runs it has changed nothing: it sleeps on.
+        if not has_woken and paths.memory_file(instance.dir).exists():
+            await asyncio.shield(_end(limactl, instance.name))
+        raise
 
 
 def _failed(instance: Instance, record: Hibernated, error: InstanceError) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shlex
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from lima_kernels import paths
 from lima_kernels.cli.main import main
 from lima_kernels.hibernation import saving, state, waking
 from lima_kernels.lima import monitor
+from lima_kernels.lima.boot import Boot
 from lima_kernels.lima.models import Instance
 from lima_kernels.progress import Phase
 from lima_kernels.runtime import runtime
@@ -255,6 +257,30 @@ async def test_a_wake_that_is_cancelled_leaves_it_asleep(sleeper: Sleeper) -> No
         with at_phase(phase, begin.cancel), pytest.raises(asyncio.CancelledError):
             await begin
         assert sleeper.memory.read_bytes() == MEMORY
+    assert await asyncio.to_thread(main, ["start"]) == 0
+    assert sleeper.qemu.loaded == MEMORY
+
+
+async def test_a_wake_that_is_cancelled_as_limactl_begins_the_vm_ends_it(
+    sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await asyncio.to_thread(hibernate) == 0
+    begun = sleeper.directory / "running"
+
+    @contextlib.asynccontextmanager
+    async def booting(*_arguments: object, **_options: object) -> AsyncIterator[Boot]:
+        try:
+            yield Boot("", ())
+        finally:
+            begun.touch()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(waking, "booting", booting)
+        manager = AsyncKernelManager(kernel_name="lima")
+        begin = asyncio.ensure_future(manager.start_kernel(cwd=str(sleeper.machine.notebooks)))
+        with at_phase(Phase.WAKE, begin.cancel), pytest.raises(asyncio.CancelledError):
+            await begin
+    assert not begun.exists()
     assert await asyncio.to_thread(main, ["start"]) == 0
     assert sleeper.qemu.loaded == MEMORY
 
