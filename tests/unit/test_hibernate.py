@@ -73,11 +73,11 @@ class Sleeper:
 @pytest.fixture
 def sleeper(machine: Machine, guest: FakeGuest, spec: str) -> Iterator[Sleeper]:
     machine.tell(user={"home": str(machine.guest_home)})
-    # The VM runs before its QEMU is needed.
-    with started(machine):
+    # The VM runs before its QEMU is needed, and a kernel that sleeps is woken for its end.
+    with contextlib.ExitStack() as stack, started(machine):
         made = Sleeper(machine, guest)
+        stack.callback(made.qemu.close)
         yield made
-        made.qemu.close()
 
 
 def hibernate(*options: str) -> int:
