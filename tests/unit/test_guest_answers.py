@@ -47,6 +47,8 @@ def says(**line: object) -> str:
 
 
 END = says(end=True)
+# Seconds: longer than anything here waits, for a program that outlives its connection, as sshd lets it.
+LONG = 40
 
 
 async def test_an_answer_in_pieces_with_its_steps(guest: Sshd) -> None:
@@ -127,10 +129,10 @@ async def test_steps_are_text(guest: Sshd) -> None:
 
 async def test_the_time_that_is_used_up_names_its_step(guest: Sshd) -> None:
     with pytest.raises(PhaseTimeout) as caught:
-        await asked(guest, f"{says(phase='installing')}\ntime.sleep(600)", timeout=2)
+        await asked(guest, f"{says(phase='installing')}\ntime.sleep({LONG})", timeout=2)
     assert str(caught.value) == "The guest was not done within 2 s: installing."
     with pytest.raises(PhaseTimeout) as caught:
-        await asked(guest, "time.sleep(600)", timeout=1)
+        await asked(guest, f"time.sleep({LONG})", timeout=1)
     assert str(caught.value) == "The guest was not done within 1 s: nothing was begun."
 
 
@@ -139,4 +141,4 @@ async def test_a_connection_that_is_cut_in_the_middle(guest: Sshd) -> None:
         guest.drop_connections()
 
     with pytest.raises(ConnectionFailed):
-        await asyncio.wait_for(asked(guest, f"{says(phase='installing')}\ntime.sleep(600)", heard=cut), 30)
+        await asyncio.wait_for(asked(guest, f"{says(phase='installing')}\ntime.sleep({LONG})", heard=cut), 30)
